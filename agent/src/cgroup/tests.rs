@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The life of groups on the kernel's own cgroup file systems. These need root
+//! and a mounted hierarchy; without, each says so and passes.
+
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPids};
+
+use super::*;
+
+/// A mounted version 2 hierarchy, alone or beside version 1.
+fn unified() -> Option<Cgroups> {
+    usable(&["/sys/fs/cgroup", "/sys/fs/cgroup/unified"], Version::V2)
+}
+
+fn split() -> Option<Cgroups> {
+    usable(&["/sys/fs/cgroup"], Version::V1)
+}
+
+fn usable(roots: &[&str], version: Version) -> Option<Cgroups> {
+    let found = roots
+        .iter()
+        .map(|root| Cgroups::detect_at(Path::new(root)))
+        .find(|cgroups| cgroups.version() == version);
+    if !nix::unistd::geteuid().is_root() || found.is_none() {
+        eprintln!("SKIPPED: needs root and a mounted cgroup hierarchy of {version:?}");
+        return None;
+    }
+    found
+}
+
+/// A path no other test uses, below a pod of its own.
+fn path(name: &str) -> CgroupPath {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let pod = format!("/keelson-test-{}-{n}/{name}", std::process::id());
+    CgroupPath::parse(&pod, "unused").unwrap()
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+/// Starts a process and puts it into the group the way its child would.
+fn start(group: &Cgroup) -> Child {
+    let child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = child.id().to_string();
+    match group.join().unwrap() {
+        Join::V1(files) => {
+            for file in files {
+                nix::unistd::write(&file, pid.as_bytes()).unwrap();
+            }
+        }
+        Join::V2(dir) => {
+            let flags = nix::fcntl::OFlag::O_WRONLY;
+            let mode = nix::sys::stat::Mode::empty();
+            let file = nix::fcntl::openat(&dir, "cgroup.procs", flags, mode).unwrap();
+            nix::unistd::write(&file, pid.as_bytes()).unwrap();
+        }
+        Join::None => panic!("no hierarchy"),
+    }
+    child
+}
+
+fn a_whole_life(cgroups: &Cgroups) {
+    let path = path("pod/c1");
+    let group = cgroups.create(&path).unwrap();
+    let mut child = start(&group);
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    assert_eq!(group.pids().unwrap(), [pid]);
+    assert!(!group.try_remove().unwrap());
+    assert!(matches!(
+        cgroups.create(&path),
+        Err(CgroupError::InUse { .. })
+    ));
+    assert!(!group.wait_empty(Instant::now()).unwrap());
+    group.kill().unwrap();
+    assert!(group.wait_empty(soon()).unwrap());
+    child.wait().unwrap();
+    assert!(group.try_remove().unwrap());
+    assert!(group.try_remove().unwrap());
+    assert!(group.pids().unwrap().is_empty());
+    group.kill().unwrap();
+    assert!(group.wait_empty(Instant::now()).unwrap());
+    assert_eq!(cgroups.parents().keys().collect::<Vec<_>>(), [""]);
+}
+
+/// The pod's group goes with the last container, not before.
+fn parents_follow_their_containers(cgroups: &Cgroups, root: &Path) {
+    let first = path("c1");
+    let pod = first.as_str().split_once('/').unwrap().0.to_owned();
+    let second = CgroupPath::parse(&format!("{pod}/c2"), "unused").unwrap();
+    let (first, second) = (
+        cgroups.create(&first).unwrap(),
+        cgroups.create(&second).unwrap(),
+    );
+    assert!(first.try_remove().unwrap() && first.try_remove().unwrap());
+    assert!(root.join(&pod).is_dir());
+    assert!(second.try_remove().unwrap());
+    assert!(!root.join(&pod).exists());
+    // And comes back for the next one.
+    assert!(cgroups.create(&second.path).unwrap().try_remove().unwrap());
+    assert!(!root.join(&pod).exists());
+}
+
+fn groups_made_inside_go_too(cgroups: &Cgroups, root: &Path) {
+    let group = cgroups.create(&path("c1")).unwrap();
+    let inner = root.join(group.path()).join("a/b/c");
+    std::fs::create_dir_all(&inner).unwrap();
+    std::fs::create_dir_all(inner.with_file_name("d")).unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(inner.join("cgroup.procs"), child.id().to_string()).unwrap();
+    assert_eq!(group.pids().unwrap().len(), 1);
+    assert!(!group.try_remove().unwrap());
+    group.kill().unwrap();
+    assert!(group.wait_empty(soon()).unwrap());
+    child.wait().unwrap();
+    assert!(group.try_remove().unwrap());
+    assert!(!root.join(group.path()).exists());
+}
+
+fn root_of(cgroups: &Cgroups) -> PathBuf {
+    let roots = match cgroups.version() {
+        Version::V1 => ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"],
+        _ => ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"],
+    };
+    let found = roots.into_iter().map(PathBuf::from);
+    let mut found = found.filter(|root| root.join("cgroup.procs").exists());
+    found.next().unwrap()
+}
+
+#[test]
+fn life_of_a_group_on_v2() {
+    if let Some(cgroups) = unified() {
+        a_whole_life(&cgroups);
+        parents_follow_their_containers(&cgroups, &root_of(&cgroups));
+    }
+}
+
+#[test]
+fn life_of_a_group_on_v1() {
+    if let Some(cgroups) = split() {
+        a_whole_life(&cgroups);
+        parents_follow_their_containers(&cgroups, &root_of(&cgroups));
+    }
+}
+
+#[test]
+fn bug_processes_of_nested_groups_are_killed() {
+    for cgroups in [unified(), split()].into_iter().flatten() {
+        groups_made_inside_go_too(&cgroups, &root_of(&cgroups));
+    }
+}
+
+#[test]
+fn freezing_reports_when_it_is_done() {
+    for cgroups in [unified(), split()].into_iter().flatten() {
+        let group = cgroups.create(&path("c1")).unwrap();
+        let mut child = start(&group);
+        assert!(group.freeze(soon()).unwrap());
+        // A frozen group dies as quickly as a running one.
+        group.kill().unwrap();
+        if cgroups.version() == Version::V1 {
+            group.thaw().unwrap();
+        }
+        assert!(group.wait_empty(soon()).unwrap());
+        child.wait().unwrap();
+        assert!(group.try_remove().unwrap());
+    }
+}
+
+#[test]
+fn fresh_processes_go_to_the_init_leaf() {
+    let Some(cgroups) = unified() else { return };
+    let group = cgroups.create(&path("c1")).unwrap();
+    let leaf = root_of(&cgroups).join(group.path()).join("init");
+    std::fs::create_dir(&leaf).unwrap();
+    let mut child = start(&group);
+    let inside = std::fs::read_to_string(leaf.join("cgroup.procs")).unwrap();
+    assert_eq!(inside.trim_end(), child.id().to_string());
+    group.kill().unwrap();
+    assert!(group.wait_empty(soon()).unwrap());
+    child.wait().unwrap();
+    assert!(group.try_remove().unwrap());
+}
+
+#[test]
+fn limits_of_v1_reach_the_kernel() {
+    let Some(cgroups) = split() else { return };
+    let group = cgroups.create(&path("c1")).unwrap();
+    let read = |controller: &str, file: &str| {
+        let dir = Path::new("/sys/fs/cgroup").join(controller);
+        let text = std::fs::read_to_string(dir.join(group.path()).join(file)).unwrap();
+        text.trim_end().to_owned()
+    };
+    let memory = |limit: i64, both: i64| {
+        let memory = LinuxMemoryBuilder::default().limit(limit).swap(both);
+        let cpu = LinuxCpuBuilder::default()
+            .shares(1u64)
+            .quota(5_000i64)
+            .period(20_000u64)
+            .cpus("0");
+        let mut pids = LinuxPids::default();
+        pids.set_limit(17);
+        let mut resources = LinuxResources::default();
+        resources
+            .set_memory(Some(memory.build().unwrap()))
+            .set_cpu(Some(cpu.build().unwrap()))
+            .set_pids(Some(pids));
+        resources
+    };
+    // Growing and shrinking need the two memory limits in different orders.
+    for (limit, both) in [
+        (64 << 20, 128 << 20),
+        (256 << 20, 300 << 20),
+        (32 << 20, 32 << 20),
+    ] {
+        group.apply(&memory(limit, both)).unwrap();
+        assert_eq!(read("memory", "memory.limit_in_bytes"), limit.to_string());
+        if Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists() {
+            assert_eq!(
+                read("memory", "memory.memsw.limit_in_bytes"),
+                both.to_string()
+            );
+        }
+    }
+    assert_eq!(read("cpu", "cpu.shares"), "2");
+    assert_eq!(read("cpu", "cpu.cfs_quota_us"), "5000");
+    assert_eq!(read("pids", "pids.max"), "17");
+    assert_eq!(read("cpuset", "cpuset.cpus"), "0");
+    let error = group.apply(&memory(64 << 20, 32 << 20)).unwrap_err();
+    assert!(error.is_bad_input(), "{error}");
+    assert!(group.try_remove().unwrap());
+}
+
+#[test]
+fn without_cgroups_containers_still_run() {
+    let empty = tempfile::tempdir().unwrap();
+    let cgroups = Cgroups::detect_at(empty.path());
+    assert_eq!(cgroups.version(), Version::None);
+    assert_eq!(
+        Cgroups::detect_at(Path::new("/absent")).version(),
+        Version::None
+    );
+    let group = cgroups.create(&path("c1")).unwrap();
+    assert!(matches!(group.join().unwrap(), Join::None));
+    group.apply(&LinuxResources::default()).unwrap();
+    group.kill().unwrap();
+    assert!(group.wait_empty(Instant::now()).unwrap());
+    assert!(group.try_remove().unwrap());
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The unified hierarchy. Owns which controllers are delegated downwards and
+//! how limits, signals and freezing reach a group; the group's life is in
+//! [`super`].
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Instant;
+
+use log::{debug, warn};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use oci_spec::runtime::LinuxResources;
+
+use super::hierarchy::Hierarchy;
+use super::limits::{self, Absent, Setting};
+use super::{CgroupError, signal_all};
+
+/// The controllers containers get. The others (rdma, misc, …) have no OCI limit
+/// that is applied, and each one enabled makes every group dearer to make.
+const DELEGATED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
+
+/// The cgroup2 mount.
+#[derive(Debug)]
+pub(super) struct Unified {
+    pub hierarchy: Hierarchy,
+    /// Those of [`DELEGATED`] the kernel has.
+    controllers: Vec<&'static str>,
+}
+
+impl Unified {
+    pub(super) fn open(root: &Path) -> nix::Result<Self> {
+        let hierarchy = Hierarchy::open(root)?;
+        let available = hierarchy.read("", "cgroup.controllers")?;
+        let controllers = DELEGATED
+            .into_iter()
+            .filter(|wanted| available.split_ascii_whitespace().any(|has| has == *wanted))
+            .collect();
+        Ok(Self {
+            hierarchy,
+            controllers,
+        })
+    }
+
+    /// Lets the groups below `group` have limits. Controllers that cannot be
+    /// enabled are left out: a limit that then has no file says so.
+    pub(super) fn delegate(&self, group: &str) {
+        if self.controllers.is_empty() {
+            return;
+        }
+        let file = "cgroup.subtree_control";
+        let words: Vec<_> = self.controllers.iter().map(|c| format!("+{c}")).collect();
+        if self.hierarchy.write(group, file, &words.join(" ")).is_ok() {
+            return;
+        }
+        // The kernel takes all words of one write or none.
+        for word in words {
+            if let Err(error) = self.hierarchy.write(group, file, &word) {
+                debug!("Controller {word} is not delegated by cgroup /{group}: {error}");
+            }
+        }
+    }
+
+    /// The group a new process of the container goes to. A group that gives
+    /// its controllers on (a systemd or a container engine inside) may hold no
+    /// processes itself; such containers keep theirs in the child `init`.
+    pub(super) fn join(&self, group: &str) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        match self.hierarchy.open_at(group, "init", flags) {
+            Err(Errno::ENOENT) => self.hierarchy.open_at(group, "", flags),
+            leaf => leaf,
+        }
+    }
+
+    pub(super) fn apply(&self, group: &str, resources: &LinuxResources) -> Result<(), CgroupError> {
+        for setting in limits::v2(resources)? {
+            self.set(group, setting)?;
+        }
+        Ok(())
+    }
+
+    fn set(&self, group: &str, mut setting: Setting) -> Result<(), CgroupError> {
+        let file = setting.file;
+        let refused = |value: String, source| CgroupError::Limit {
+            path: group.to_owned(),
+            file,
+            value,
+            source,
+        };
+        if let Some(period) = setting.value.strip_prefix(limits::KEEP_QUOTA) {
+            let current = self.hierarchy.read(group, file);
+            let current = current.map_err(|e| refused(setting.value.clone(), e))?;
+            let quota = current.split_ascii_whitespace().next().unwrap_or("max");
+            setting.value = format!("{quota}{period}");
+        }
+        match self.hierarchy.write(group, file, &setting.value) {
+            Ok(()) => Ok(()),
+            Err(Errno::ENOENT) if setting.absent == Absent::Ignored => Ok(()),
+            Err(source) if setting.absent == Absent::Warns => {
+                let value = &setting.value;
+                warn!("Cgroup /{group} goes without {file} = {value}: {source}");
+                Ok(())
+            }
+            Err(Errno::ENOENT) => Err(CgroupError::Controller {
+                controller: setting.controller,
+                file,
+            }),
+            Err(source) => Err(refused(setting.value, source)),
+        }
+    }
+
+    /// Kills everything in the group and below it.
+    pub(super) fn kill(&self, group: &str) -> nix::Result<()> {
+        match self.hierarchy.write(group, "cgroup.kill", "1") {
+            Ok(()) => Ok(()),
+            // The file is as old as Linux 5.14, and not in threaded groups.
+            Err(Errno::ENOENT | Errno::EOPNOTSUPP) => self.kill_one_by_one(group),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn kill_one_by_one(&self, group: &str) -> nix::Result<()> {
+        // Frozen tasks cannot fork faster than they are killed, and here they
+        // do not need to be thawed to die.
+        match self.freeze(group) {
+            Err(Errno::ENOENT) => return Ok(()),
+            other => other?,
+        }
+        signal_all(&self.hierarchy, group)?;
+        self.thaw(group)
+    }
+
+    pub(super) fn freeze(&self, group: &str) -> nix::Result<()> {
+        self.hierarchy.write(group, "cgroup.freeze", "1")
+    }
+
+    pub(super) fn thaw(&self, group: &str) -> nix::Result<()> {
+        self.hierarchy.write(group, "cgroup.freeze", "0")
+    }
+
+    pub(super) fn wait_frozen(&self, group: &str, deadline: Instant) -> nix::Result<bool> {
+        self.hierarchy.wait_event(group, "frozen 1", deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder};
+
+    /// A directory that looks like a group with the given control files.
+    fn fake(files: &[(&str, &str)]) -> (tempfile::TempDir, Unified) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("cgroup.controllers"), "cpu memory rdma\n").unwrap();
+        std::fs::create_dir(dir.path().join("c")).unwrap();
+        for (file, content) in files {
+            std::fs::write(dir.path().join("c").join(file), content).unwrap();
+        }
+        let unified = Unified::open(dir.path()).unwrap();
+        (dir, unified)
+    }
+
+    fn limits_of_memory() -> LinuxResources {
+        let memory = LinuxMemoryBuilder::default().limit(64i64).swap(64i64);
+        let mut resources = LinuxResources::default();
+        resources.set_memory(Some(memory.build().unwrap()));
+        resources
+    }
+
+    #[test]
+    fn only_known_controllers_are_delegated() {
+        let (dir, unified) = fake(&[("cgroup.subtree_control", "")]);
+        unified.delegate("c");
+        let written = std::fs::read_to_string(dir.path().join("c/cgroup.subtree_control")).unwrap();
+        assert_eq!(written, "+cpu +memory");
+    }
+
+    #[test]
+    fn a_new_period_keeps_the_quota_in_force() {
+        let (dir, unified) = fake(&[("cpu.max", "5000 100000\n")]);
+        let mut resources = LinuxResources::default();
+        let cpu = LinuxCpuBuilder::default()
+            .period(2000000u64)
+            .build()
+            .unwrap();
+        resources.set_cpu(Some(cpu));
+        unified.apply("c", &resources).unwrap();
+        let written = std::fs::read_to_string(dir.path().join("c/cpu.max")).unwrap();
+        assert_eq!(written.trim_end(), "5000 2000000");
+    }
+
+    #[test]
+    fn swap_may_be_absent_memory_may_not() {
+        let (dir, unified) = fake(&[("memory.max", "")]);
+        unified.apply("c", &limits_of_memory()).unwrap();
+        let written = std::fs::read_to_string(dir.path().join("c/memory.max")).unwrap();
+        assert_eq!(written, "64");
+        let (_dir, unified) = fake(&[]);
+        let error = unified.apply("c", &limits_of_memory()).unwrap_err();
+        assert!(matches!(
+            error,
+            CgroupError::Controller {
+                controller: "memory",
+                ..
+            }
+        ));
+        assert!(!error.is_bad_input());
+    }
+
+    #[test]
+    fn processes_go_to_the_init_leaf_of_a_delegating_group() {
+        let (dir, unified) = fake(&[]);
+        let leaf = |fd: &OwnedFd| nix::sys::stat::fstat(fd).unwrap().st_ino;
+        let ino = |path: &str| {
+            use std::os::unix::fs::MetadataExt;
+            dir.path().join(path).metadata().unwrap().ino()
+        };
+        assert_eq!(leaf(&unified.join("c").unwrap()), ino("c"));
+        std::fs::create_dir(dir.path().join("c/init")).unwrap();
+        assert_eq!(leaf(&unified.join("c").unwrap()), ino("c/init"));
+    }
+}

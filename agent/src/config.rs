@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent's configuration: kernel words, then the environment (protocol
+//! section 8). A bad value is logged and its default kept: no word on the
+//! kernel command line can keep the VM from starting.
+
+use init::cmdline::CommandLine;
+use log::LevelFilter;
+
+/// What the agent was told; every field has a default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `agent.server_addr`, `KATA_AGENT_SERVER_ADDR`: where RPCs are served.
+    pub server_addr: String,
+    /// `agent.log`, `KATA_AGENT_LOG_LEVEL`.
+    pub log_level: LevelFilter,
+    /// `agent.log_vport`: vsock port of the log stream.
+    pub log_port: Option<u32>,
+    /// `agent.container_pipe_size`: bytes of the output pipes; 0 = the kernel's default.
+    pub container_pipe_size: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server_addr: "vsock://-1:1024".to_owned(),
+            log_level: LevelFilter::Info,
+            log_port: None,
+            container_pipe_size: 0,
+        }
+    }
+}
+
+impl Config {
+    /// From the kernel command line and the environment. The second part names
+    /// what could not be used, for the log: there is none yet.
+    pub fn read(
+        cmdline: &CommandLine,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> (Self, Vec<String>) {
+        let mut config = Self::default();
+        let mut complaints = Vec::new();
+        for word in cmdline.words() {
+            if let Some(value) = word.value
+                && config.apply(word.key, value).is_none()
+            {
+                complaints.push(format!(
+                    "Kernel word '{}={value}' ignored: no valid value",
+                    word.key
+                ));
+            }
+        }
+        if let Some(address) = env("KATA_AGENT_SERVER_ADDR").filter(|address| !address.is_empty()) {
+            config.server_addr = address;
+        }
+        if let Some(level) = env("KATA_AGENT_LOG_LEVEL").and_then(|word| level(&word)) {
+            config.log_level = level;
+        }
+        (config, complaints)
+    }
+
+    /// `None` if the word is one of ours and its value is not usable.
+    fn apply(&mut self, key: &str, value: &str) -> Option<()> {
+        match key {
+            "agent.server_addr" => {
+                self.server_addr = Some(value).filter(|v| !v.is_empty())?.to_owned()
+            }
+            "agent.log" => self.log_level = level(value)?,
+            "agent.log_vport" => self.log_port = Some(value.parse().ok().filter(|&port| port > 0)?),
+            "agent.container_pipe_size" => {
+                self.container_pipe_size =
+                    value.parse().ok().filter(|&size| size <= i32::MAX as u32)?;
+            }
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// Kata's level words; `critical` and its synonyms are more than `log` has.
+fn level(word: &str) -> Option<LevelFilter> {
+    Some(match word {
+        "trace" => LevelFilter::Trace,
+        "debug" => LevelFilter::Debug,
+        "info" => LevelFilter::Info,
+        "warn" | "warning" => LevelFilter::Warn,
+        "error" | "critical" | "fatal" | "panic" => LevelFilter::Error,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(words: &str) -> (Config, Vec<String>) {
+        Config::read(&CommandLine::parse(words.as_bytes()), |_| None)
+    }
+
+    #[test]
+    fn words_are_taken_and_the_last_one_wins() {
+        let (config, complaints) = read(
+            "quiet agent.log=debug agent.log_vport=1025 agent.log=warn agent.container_pipe_size=4096",
+        );
+        assert_eq!(config.log_level, LevelFilter::Warn);
+        assert_eq!(config.log_port, Some(1025));
+        assert_eq!(config.container_pipe_size, 4096);
+        assert!(complaints.is_empty());
+    }
+
+    #[test]
+    fn bug_a_bad_word_does_not_kill_the_vm() {
+        let (config, complaints) = read(
+            "agent.log=nonsense agent.log_vport=x agent.server_addr= agent.container_pipe_size=-1 agent.unknown=1",
+        );
+        assert_eq!(config, Config::default());
+        assert_eq!(complaints.len(), 4);
+    }
+
+    #[test]
+    fn the_environment_comes_last() {
+        let words = CommandLine::parse(b"agent.server_addr=tcp://1.2.3.4:5 agent.log=error");
+        let env = |name: &str| match name {
+            "KATA_AGENT_SERVER_ADDR" => Some("unix:///run/a.sock".to_owned()),
+            "KATA_AGENT_LOG_LEVEL" => Some("bad".to_owned()),
+            _ => None,
+        };
+        let (config, _) = Config::read(&words, env);
+        assert_eq!(config.server_addr, "unix:///run/a.sock");
+        assert_eq!(config.log_level, LevelFilter::Error);
+    }
+}

@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the OCI specification of a CreateContainer request to a
+//! [`ContainerPlan`]. Facts of the reference: protocol sections 4.2 to 4.5.
+
+use std::collections::HashMap;
+
+use nix::sys::stat::SFlag;
+use oci_spec::runtime as oci;
+
+use super::id::shorten;
+use super::mount::plan_destination;
+use super::{
+    ContainerId, ContainerPlan, DevicePlan, IdMap, InitPlan, Namespace, NamespaceSource,
+    Namespaces, PlanError, RootPlan, mount, process,
+};
+use crate::mount_options::propagation_flag;
+
+/// Annotations under which containerd and CRI-O give the container's name.
+const NAME_ANNOTATIONS: [&str; 2] = [
+    "io.kubernetes.cri.container-name",
+    "io.kubernetes.cri-o.ContainerName",
+];
+
+/// Checks a whole specification.
+///
+/// `shares_pid` is the request's `sandbox_pidns`.
+///
+/// # Errors
+/// [`PlanError`] naming the first field that is wrong.
+pub fn plan(
+    id: ContainerId,
+    spec: &oci::Spec,
+    shares_pid: bool,
+) -> Result<ContainerPlan, PlanError> {
+    let linux = spec
+        .linux()
+        .as_ref()
+        .ok_or(PlanError::Missing("OCI.Linux"))?;
+    let root = spec.root().as_ref().ok_or(PlanError::Missing("OCI.Root"))?;
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or(PlanError::Missing("OCI.Process"))?;
+    refuse_gaps(spec, linux)?;
+    let namespaces = namespaces(linux, shares_pid)?;
+    let hostname = spec.hostname().clone().filter(|name| !name.is_empty());
+    require(
+        &namespaces,
+        hostname.is_some(),
+        Namespace::Uts,
+        "hostname needs a uts namespace",
+    )?;
+    let root = root_plan(spec, linux, root)?;
+    let hides =
+        !root.masked.is_empty() || !root.readonly_paths.is_empty() || !root.mounts.is_empty();
+    require(
+        &namespaces,
+        hides,
+        Namespace::Mount,
+        "mounts and masked paths need a mount namespace",
+    )?;
+    check_sysctls(linux, &namespaces)?;
+    let new_user = namespaces.get(&Namespace::User) == Some(&NamespaceSource::New);
+    Ok(ContainerPlan {
+        id,
+        name: name(spec),
+        uid_maps: id_maps(linux.uid_mappings(), new_user)?,
+        gid_maps: id_maps(linux.gid_mappings(), new_user)?,
+        cgroups_path: linux
+            .cgroups_path()
+            .as_ref()
+            .and_then(|p| p.to_str())
+            .unwrap_or_default()
+            .to_owned(),
+        resources: linux.resources().clone(),
+        init: InitPlan {
+            hostname: hostname
+                .filter(|_| namespaces.get(&Namespace::Uts) == Some(&NamespaceSource::New)),
+            root: namespaces.contains_key(&Namespace::Mount).then_some(root),
+        },
+        process: process::plan(process)?,
+        namespaces,
+    })
+}
+
+/// What must not be left out silently, because leaving it out weakens the
+/// container or breaks its owner's expectation.
+fn refuse_gaps(spec: &oci::Spec, linux: &oci::Linux) -> Result<(), PlanError> {
+    if linux.seccomp().is_some() {
+        return Err(PlanError::Unsupported("linux.seccomp is"));
+    }
+    if linux
+        .mount_label()
+        .as_deref()
+        .is_some_and(|label| !label.is_empty())
+    {
+        return Err(PlanError::Unsupported("linux.mountLabel is"));
+    }
+    let hooks = spec.hooks().as_ref();
+    let any = hooks.is_some_and(|hooks| {
+        [
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.start_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ]
+        .into_iter()
+        .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+    });
+    if any {
+        Err(PlanError::Unsupported("hooks are"))
+    } else {
+        Ok(())
+    }
+}
+
+fn name(spec: &oci::Spec) -> Option<String> {
+    let annotations = spec.annotations().as_ref()?;
+    NAME_ANNOTATIONS
+        .iter()
+        .find_map(|key| annotations.get(*key).cloned())
+}
+
+fn require(
+    namespaces: &Namespaces,
+    when: bool,
+    kind: Namespace,
+    reason: &'static str,
+) -> Result<(), PlanError> {
+    if when && !namespaces.contains_key(&kind) {
+        return Err(PlanError::invalid("linux.namespaces", kind.file(), reason));
+    }
+    Ok(())
+}
+
+/// The namespaces of protocol 4.4: ipc and uts are always the sandbox's, a pid
+/// namespace is always there, the network is the guest's unless listed.
+fn namespaces(linux: &oci::Linux, shares_pid: bool) -> Result<Namespaces, PlanError> {
+    let mut all: Namespaces = HashMap::new();
+    for namespace in linux.namespaces().iter().flatten() {
+        let kind = kind(namespace.typ())?;
+        let path = namespace
+            .path()
+            .as_ref()
+            .and_then(|path| path.to_str())
+            .unwrap_or_default();
+        let source = match (kind, path) {
+            (Namespace::Ipc | Namespace::Uts, _) => NamespaceSource::Sandbox,
+            (_, "") => NamespaceSource::New,
+            (_, path) if path.starts_with('/') && !path.contains('\0') => {
+                NamespaceSource::Path(path.to_owned())
+            }
+            (_, path) => {
+                return Err(PlanError::invalid(
+                    "linux.namespaces.path",
+                    shorten(path),
+                    "must be absolute",
+                ));
+            }
+        };
+        if all.insert(kind, source).is_some() {
+            return Err(PlanError::invalid(
+                "linux.namespaces.type",
+                kind.file(),
+                "is listed twice",
+            ));
+        }
+    }
+    let pid = if shares_pid {
+        NamespaceSource::Sandbox
+    } else {
+        NamespaceSource::New
+    };
+    all.entry(Namespace::Pid).or_insert(pid);
+    Ok(all)
+}
+
+fn kind(typ: oci::LinuxNamespaceType) -> Result<Namespace, PlanError> {
+    use oci::LinuxNamespaceType as Type;
+    Ok(match typ {
+        Type::User => Namespace::User,
+        Type::Ipc => Namespace::Ipc,
+        Type::Uts => Namespace::Uts,
+        Type::Network => Namespace::Net,
+        Type::Pid => Namespace::Pid,
+        Type::Cgroup => Namespace::Cgroup,
+        Type::Mount => Namespace::Mount,
+        Type::Time => return Err(PlanError::Unsupported("A time namespace is")),
+    })
+}
+
+fn id_maps(
+    maps: &Option<Vec<oci::LinuxIdMapping>>,
+    new_user: bool,
+) -> Result<Vec<IdMap>, PlanError> {
+    let maps: Vec<IdMap> = maps
+        .iter()
+        .flatten()
+        .map(|map| IdMap {
+            inside: map.container_id(),
+            outside: map.host_id(),
+            count: map.size(),
+        })
+        .collect();
+    let usable = maps.iter().any(|map| map.count > 0);
+    match (new_user, maps.is_empty(), usable) {
+        (true, _, true) | (false, true, _) => Ok(maps),
+        (true, ..) => Err(PlanError::invalid(
+            "linux.uidMappings",
+            "",
+            "a user namespace needs id maps",
+        )),
+        (false, ..) => Err(PlanError::invalid(
+            "linux.uidMappings",
+            "",
+            "id maps need a new user namespace",
+        )),
+    }
+}
+
+fn root_plan(
+    spec: &oci::Spec,
+    linux: &oci::Linux,
+    root: &oci::Root,
+) -> Result<RootPlan, PlanError> {
+    let path = root.path().to_str().unwrap_or_default();
+    if !path.starts_with('/') || path.contains('\0') {
+        return Err(PlanError::invalid(
+            "root.path",
+            shorten(path),
+            "must be an absolute path",
+        ));
+    }
+    Ok(RootPlan {
+        path: path.to_owned(),
+        readonly: root.readonly().unwrap_or(false),
+        propagation: propagation(linux)?,
+        mounts: spec
+            .mounts()
+            .iter()
+            .flatten()
+            .map(mount::plan)
+            .collect::<Result<_, _>>()?,
+        devices: linux
+            .devices()
+            .iter()
+            .flatten()
+            .map(device)
+            .collect::<Result<_, _>>()?,
+        masked: paths("linux.maskedPaths", linux.masked_paths())?,
+        readonly_paths: paths("linux.readonlyPaths", linux.readonly_paths())?,
+        sysctls: linux
+            .sysctl()
+            .iter()
+            .flatten()
+            .map(|(key, value)| (sysctl_path(key), value.clone()))
+            .collect(),
+    })
+}
+
+fn propagation(linux: &oci::Linux) -> Result<u64, PlanError> {
+    match linux.rootfs_propagation().as_deref() {
+        None | Some("") => Ok(0),
+        Some(word) => propagation_flag(word)
+            .map(|flag| flag.bits())
+            .ok_or_else(|| {
+                PlanError::invalid(
+                    "linux.rootfsPropagation",
+                    shorten(word),
+                    "is no propagation",
+                )
+            }),
+    }
+}
+
+fn paths(field: &'static str, list: &Option<Vec<String>>) -> Result<Vec<String>, PlanError> {
+    list.iter()
+        .flatten()
+        .map(|path| {
+            plan_destination(path).map_err(|_| {
+                PlanError::invalid(field, shorten(path), "must be absolute, without '..'")
+            })
+        })
+        .collect()
+}
+
+/// Largest minor and major number of Linux' `dev_t`.
+const MAX_MINOR: i64 = (1 << 20) - 1;
+const MAX_MAJOR: i64 = (1 << 12) - 1;
+
+fn device(device: &oci::LinuxDevice) -> Result<DevicePlan, PlanError> {
+    let raw = device.path().to_str().unwrap_or_default();
+    let path = plan_destination(raw)?;
+    if !path.starts_with("/dev/") {
+        return Err(PlanError::invalid(
+            "linux.devices.path",
+            shorten(raw),
+            "must be below /dev",
+        ));
+    }
+    let kind = match device.typ() {
+        oci::LinuxDeviceType::B => SFlag::S_IFBLK,
+        oci::LinuxDeviceType::C => SFlag::S_IFCHR,
+        oci::LinuxDeviceType::P => SFlag::S_IFIFO,
+        other => {
+            return Err(PlanError::invalid(
+                "linux.devices.type",
+                other.as_str(),
+                "must be b, c or p",
+            ));
+        }
+    };
+    let (major, minor) = (device.major(), device.minor());
+    if !(0..=MAX_MAJOR).contains(&major) || !(0..=MAX_MINOR).contains(&minor) {
+        return Err(PlanError::invalid(
+            "linux.devices.major",
+            format!("{major}:{minor}"),
+            "out of range",
+        ));
+    }
+    Ok(DevicePlan {
+        path,
+        kind: kind.bits(),
+        major: major as u32,
+        minor: minor as u32,
+        mode: device.file_mode().unwrap_or(0) & 0o7777,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    })
+}
+
+/// Sysctls that belong to the ipc namespace.
+const IPC_SYSCTLS: [&str; 8] = [
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+    "kernel.shm_rmid_forced",
+];
+
+/// Only what belongs to a namespace of the container may be set: everything
+/// else would change the guest under the other containers.
+fn check_sysctls(linux: &oci::Linux, namespaces: &Namespaces) -> Result<(), PlanError> {
+    for key in linux.sysctl().iter().flatten().map(|(key, _)| key) {
+        let fail = |reason| Err(PlanError::invalid("linux.sysctl", shorten(key), reason));
+        if key.split(['.', '/']).any(str::is_empty) || key.contains('\0') {
+            return fail("is no sysctl name");
+        }
+        let dotted = key.replace('/', ".");
+        let needs = match dotted.as_str() {
+            name if IPC_SYSCTLS.contains(&name) || name.starts_with("fs.mqueue.") => {
+                Some(Namespace::Ipc)
+            }
+            "kernel.domainname" => Some(Namespace::Uts),
+            name if name.starts_with("net.") => None,
+            _ => return fail("does not belong to a namespace of the container"),
+        };
+        if needs.is_some_and(|kind| !namespaces.contains_key(&kind)) {
+            return fail("needs a namespace that the container does not have");
+        }
+    }
+    Ok(())
+}
+
+/// The file of a sysctl below `/proc/sys`: dots separate, unless slashes do
+/// (then a dot is part of a name, as in an interface's).
+fn sysctl_path(key: &str) -> String {
+    if key.contains('/') {
+        key.to_owned()
+    } else {
+        key.replace('.', "/")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(change: impl FnOnce(&mut oci::Linux)) -> oci::Spec {
+        let mut linux = oci::Linux::default();
+        linux.set_namespaces(Some(
+            [oci::LinuxNamespaceType::Mount, oci::LinuxNamespaceType::Ipc]
+                .map(|typ| {
+                    let mut namespace = oci::LinuxNamespace::default();
+                    namespace.set_typ(typ);
+                    namespace
+                })
+                .to_vec(),
+        ));
+        linux.set_devices(None);
+        linux.set_seccomp(None);
+        change(&mut linux);
+        let mut spec = oci::Spec::default();
+        spec.set_hostname(None);
+        let mut root = oci::Root::default();
+        root.set_path("/run/root".into());
+        spec.set_root(Some(root));
+        spec.set_linux(Some(linux));
+        spec
+    }
+
+    fn planned(change: impl FnOnce(&mut oci::Linux)) -> Result<ContainerPlan, PlanError> {
+        plan(ContainerId::parse("c1").unwrap(), &spec(change), false)
+    }
+
+    #[test]
+    fn a_pid_namespace_is_always_there_and_ipc_is_the_sandbox_s() {
+        let plan = planned(|_| {}).unwrap();
+        assert_eq!(
+            plan.namespaces.get(&Namespace::Pid),
+            Some(&NamespaceSource::New)
+        );
+        assert_eq!(
+            plan.namespaces.get(&Namespace::Ipc),
+            Some(&NamespaceSource::Sandbox)
+        );
+        assert_eq!(plan.namespaces.get(&Namespace::Net), None);
+    }
+
+    #[test]
+    fn a_sysctl_of_the_whole_guest_is_refused() {
+        let set = |key: &str| {
+            let map = HashMap::from([(key.to_owned(), "1".to_owned())]);
+            planned(|linux| {
+                linux.set_sysctl(Some(map));
+            })
+        };
+        assert!(set("kernel.shmmax").is_ok());
+        assert!(set("net.ipv4.ip_forward").is_ok());
+        assert!(set("kernel.core_pattern").is_err());
+        assert!(set("kernel.hostname").is_err());
+        assert!(set("net..x").is_err());
+        assert!(set("net/../kernel/core_pattern").is_err());
+    }
+
+    #[test]
+    fn bug_a_dot_in_an_interface_name_survives() {
+        assert_eq!(
+            sysctl_path("net/ipv4/conf/eth0.100/forwarding"),
+            "net/ipv4/conf/eth0.100/forwarding"
+        );
+        assert_eq!(sysctl_path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
+    }
+
+    #[test]
+    fn a_device_outside_dev_or_out_of_range_is_refused() {
+        let with = |path: &str, major| {
+            let mut device = oci::LinuxDevice::default();
+            device.set_path(path.into());
+            device.set_typ(oci::LinuxDeviceType::C);
+            device.set_major(major);
+            device.set_minor(3);
+            planned(|linux| {
+                linux.set_devices(Some(vec![device]));
+            })
+        };
+        assert!(with("/dev/null", 1).is_ok());
+        assert!(with("/etc/null", 1).is_err());
+        assert!(with("/dev/../etc/null", 1).is_err());
+        assert!(with("/dev/x", 1 << 12).is_err());
+        assert!(with("/dev/x", -1).is_err());
+    }
+
+    #[test]
+    fn a_namespace_listed_twice_is_refused() {
+        let result = planned(|linux| {
+            let twice = linux.namespaces().clone().unwrap_or_default();
+            linux.set_namespaces(Some([twice.clone(), twice].concat()));
+        });
+        assert!(matches!(
+            result,
+            Err(PlanError::Invalid {
+                field: "linux.namespaces.type",
+                ..
+            })
+        ));
+    }
+}

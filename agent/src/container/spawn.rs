@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Starting one process of a container: clone by the launcher, plan and
+//! descriptors over the control socket, and the child's report.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use super::Engine;
+use super::plan::{ChildPlan, IdMap};
+use super::process::{Process, open_pidfd};
+use crate::cgroup::Join;
+use crate::launch::LaunchError;
+use crate::launch::message::{self, GO, Report};
+use crate::stdio::{Pipes, Stdio};
+
+/// Why a process could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// Descriptors, pipes, sockets.
+    #[error("Process could not be prepared ({0})")]
+    Prepare(&'static str, #[source] io::Error),
+    /// No child came to be.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A step of the child failed.
+    #[error("{step}: {error}")]
+    Step {
+        /// Its name in `container::child::STEPS`.
+        step: String,
+        /// The object and the kernel's answer.
+        error: String,
+        /// The request brought it about.
+        bad_request: bool,
+    },
+    /// The child went away without a word: killed, most likely by the OOM killer.
+    #[error("Process died before it was ready")]
+    Died,
+}
+
+/// One process to start.
+pub struct Request<'a> {
+    /// What the child does.
+    pub plan: ChildPlan,
+    /// `CLONE_NEW*` bits for the clone itself.
+    pub clone_flags: u64,
+    /// Pid namespace to be born in.
+    pub pid_namespace: Option<BorrowedFd<'a>>,
+    /// For the plan's joins, in their order.
+    pub joins: Vec<BorrowedFd<'a>>,
+    /// The container's cgroup.
+    pub cgroup: Join,
+    /// For a new user namespace.
+    pub maps: Option<(&'a [IdMap], &'a [IdMap])>,
+}
+
+/// A process that is ready (a container's first one) or already runs (an exec).
+pub struct Spawned {
+    /// The process.
+    pub process: Arc<Process>,
+    /// The gate of StartContainer; closed by the child's execution.
+    pub control: UnixStream,
+}
+
+/// Starts a process and waits until it is ready.
+///
+/// # Errors
+/// [`SpawnError`]; the child is dead or dying then.
+pub async fn spawn(engine: &Engine, request: Request<'_>) -> Result<Spawned, SpawnError> {
+    let prepare = |what| move |error: io::Error| SpawnError::Prepare(what, error);
+    let terminal = request.plan.process.terminal;
+    let pipes = if terminal {
+        None
+    } else {
+        Some(Pipes::new(engine.pipe_size).map_err(prepare("pipes"))?)
+    };
+    let (ours, theirs) = StdStream::pair().map_err(prepare("control socket"))?;
+    ours.set_nonblocking(true)
+        .map_err(prepare("control socket"))?;
+    let control = UnixStream::from_std(ours).map_err(prepare("control socket"))?;
+
+    let expectation = engine.children.expect();
+    let into = match &request.cgroup {
+        Join::V2(directory) => Some(directory.as_fd()),
+        Join::V1(_) | Join::None => None,
+    };
+    let pid = engine
+        .launcher
+        .launch(
+            request.clone_flags,
+            theirs.as_fd(),
+            request.pid_namespace,
+            into,
+        )
+        .await?;
+    let exit = expectation.claim(pid);
+    drop(theirs);
+    // Unless it was reaped, its pid is its own; if it was, it is dead.
+    let pidfd = open_pidfd(pid).map_err(|_| SpawnError::Died)?;
+    let mut unfinished = Unfinished { pidfd: Some(pidfd) };
+
+    let (pipes, ends) = pipes.unzip();
+    send_plan(&control, &request, ends)
+        .await
+        .map_err(prepare("plan"))?;
+    let master = converse(&control, &request, pid).await?;
+    let pidfd = unfinished.pidfd.take().ok_or(SpawnError::Died)?;
+    let stdio = match (pipes, master) {
+        (Some(pipes), _) => Stdio::of_pipes(pipes, &exit),
+        (None, Some(master)) => Stdio::of_terminal(master, &exit),
+        (None, None) => return Err(SpawnError::Died),
+    };
+    let process = Process::new(pid, pidfd, exit, stdio.map_err(prepare("streams"))?);
+    Ok(Spawned {
+        process: Arc::new(process),
+        control,
+    })
+}
+
+/// Kills a child that never became a process.
+struct Unfinished {
+    pidfd: Option<OwnedFd>,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.pidfd {
+            // It may have ended by itself.
+            let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+async fn send_plan(
+    control: &UnixStream,
+    request: &Request<'_>,
+    ends: Option<crate::stdio::ChildEnds>,
+) -> io::Result<()> {
+    let frame = message::encode_frame(&request.plan)?;
+    let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+    fds.extend(ends.iter().flat_map(|ends| ends.0.iter().map(AsFd::as_fd)));
+    fds.extend(&request.joins);
+    if let Join::V1(files) = &request.cgroup {
+        fds.extend(files.iter().map(AsFd::as_fd));
+    }
+    let send = || message::send_with_fds(control.as_raw_fd(), &frame, &fds);
+    let mut sent = control.async_io(Interest::WRITABLE, send).await?;
+    while sent < frame.len() {
+        let rest = &frame[sent..];
+        sent += control
+            .async_io(Interest::WRITABLE, || {
+                message::send_with_fds(control.as_raw_fd(), rest, &[])
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// Answers the child until it is ready; the master of its terminal, if it has one.
+async fn converse(
+    control: &UnixStream,
+    request: &Request<'_>,
+    pid: nix::unistd::Pid,
+) -> Result<Option<OwnedFd>, SpawnError> {
+    loop {
+        match receive(control).await {
+            Ok(Some((Report::NeedsIdMaps, _))) => {
+                write_maps(pid, request.maps).map_err(|e| SpawnError::Prepare("id maps", e))?;
+                go(control).map_err(|e| SpawnError::Prepare("id maps", e))?;
+            }
+            Ok(Some((Report::Ready, master))) => return Ok(master.into_iter().next()),
+            Ok(Some((
+                Report::Failed {
+                    step,
+                    error,
+                    bad_request,
+                },
+                _,
+            ))) => {
+                return Err(SpawnError::Step {
+                    step,
+                    error,
+                    bad_request,
+                });
+            }
+            // The socket of an exec closes with its execution.
+            Ok(None) if request.plan.init.is_none() => return Ok(None),
+            Ok(None) | Err(_) => return Err(SpawnError::Died),
+        }
+    }
+}
+
+/// Lets the child go on. One byte always fits into an empty socket buffer.
+///
+/// # Errors
+/// `EPIPE` when the child is gone.
+pub fn go(control: &UnixStream) -> io::Result<()> {
+    message::send_with_fds(control.as_raw_fd(), &[GO], &[]).map(drop)
+}
+
+/// The next report, or `None` when the child has closed its end.
+///
+/// # Errors
+/// `UnexpectedEof` for half a report, `InvalidData` for none.
+pub async fn receive(control: &UnixStream) -> io::Result<Option<(Report, Vec<OwnedFd>)>> {
+    let (mut bytes, mut fds) = (Vec::new(), Vec::new());
+    loop {
+        let mut buffer = [0; 4096];
+        let read = || message::receive_with_fds(control.as_raw_fd(), &mut buffer);
+        let (length, received) = match control.async_io(Interest::READABLE, read).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, Vec::new()),
+            other => other?,
+        };
+        fds.extend(received);
+        match length {
+            0 if bytes.is_empty() => return Ok(None),
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => bytes.extend_from_slice(&buffer[..length]),
+        }
+        if let Some(report) = message::decode_frame(&bytes)? {
+            return Ok(Some((report, fds)));
+        }
+    }
+}
+
+fn write_maps(pid: nix::unistd::Pid, maps: Option<(&[IdMap], &[IdMap])>) -> io::Result<()> {
+    let (uids, gids) = maps.unwrap_or_default();
+    for (file, maps) in [("uid_map", uids), ("gid_map", gids)] {
+        let lines: String = maps
+            .iter()
+            .map(|map| format!("{} {} {}\n", map.inside, map.outside, map.count))
+            .collect();
+        std::fs::write(format!("/proc/{pid}/{file}"), lines)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A conversation with the kernel over rtnetlink(7). Owns the socket and the
+//! framing; what messages mean is for others. Blocks, but never for longer
+//! than the kernel needs to answer.
+
+use std::os::fd::OwnedFd;
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NlasIterator,
+};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+
+/// The kernel fills at most this much at once (netlink(7)).
+const PIECE: usize = 32 * 1024;
+/// How often a dump is tried that changes while it is read.
+const ATTEMPTS: usize = 16;
+/// nlmsghdr.
+const HEADER: usize = 16;
+
+/// What can go wrong in talking with the kernel about the network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// The socket failed, or the kernel refused.
+    #[error("Netlink: failed to {step}")]
+    Kernel {
+        /// What was tried.
+        step: &'static str,
+        /// The kernel's reason.
+        source: Errno,
+    },
+    /// An answer that cannot be read.
+    #[error("Netlink: the answer to {step} is malformed")]
+    Malformed {
+        /// What was tried.
+        step: &'static str,
+    },
+}
+
+/// A socket to the kernel's routing part.
+pub(super) struct Socket(OwnedFd);
+
+/// One message of an answer: its type and what follows the header.
+pub(super) struct Message<'a> {
+    pub kind: u16,
+    pub payload: &'a [u8],
+}
+
+impl Socket {
+    pub(super) fn open() -> Result<Self, NetlinkError> {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        );
+        let socket = socket.map_err(failed("open a socket"))?;
+        Ok(Self(socket))
+    }
+
+    /// Asks for everything of a kind and gives each message to `take`, whose
+    /// results are collected. `request` is the message without its header.
+    pub(super) fn dump<T>(
+        &self,
+        step: &'static str,
+        kind: u16,
+        request: &[u8],
+        take: impl Fn(Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        for number in 1..=ATTEMPTS {
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            let message = frame(kind, NLM_F_REQUEST | NLM_F_DUMP, number, request);
+            send(as_raw(&self.0), &message, MsgFlags::empty()).map_err(failed(step))?;
+            // A dump that something changed under is read to its end and asked for again.
+            if let Some(found) = self.read_dump(step, number, &take)? {
+                return Ok(found);
+            }
+        }
+        Err(failed(step)(Errno::EAGAIN))
+    }
+
+    fn read_dump<T>(
+        &self,
+        step: &'static str,
+        number: u32,
+        take: &impl Fn(Message<'_>) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, NetlinkError> {
+        let mut found = Vec::new();
+        let mut consistent = true;
+        let mut buffer = vec![0u8; PIECE];
+        loop {
+            let read = match recv(as_raw(&self.0), &mut buffer, MsgFlags::MSG_TRUNC) {
+                Err(Errno::EINTR) => continue,
+                other => other.map_err(failed(step))?,
+            };
+            if read > buffer.len() {
+                return Err(NetlinkError::Malformed { step });
+            }
+            for message in messages(&buffer[..read]) {
+                let (header, payload) = message.ok_or(NetlinkError::Malformed { step })?;
+                if header.sequence_number() != number {
+                    continue;
+                }
+                consistent &= header.flags() & NLM_F_DUMP_INTR == 0;
+                match header.message_type() {
+                    NLMSG_DONE => {
+                        check_code(step, payload)?;
+                        return Ok(consistent.then_some(found));
+                    }
+                    NLMSG_ERROR => {
+                        check_code(step, payload)?;
+                        return Ok(Some(found));
+                    }
+                    kind => found.extend(take(Message { kind, payload })),
+                }
+            }
+        }
+    }
+}
+
+fn as_raw(fd: &OwnedFd) -> i32 {
+    std::os::fd::AsRawFd::as_raw_fd(fd)
+}
+
+fn failed(step: &'static str) -> impl FnOnce(Errno) -> NetlinkError {
+    move |source| NetlinkError::Kernel { step, source }
+}
+
+/// A request: header and payload.
+fn frame(kind: u16, flags: u16, number: u32, payload: &[u8]) -> Vec<u8> {
+    let length = HEADER + payload.len();
+    let mut message = vec![0u8; HEADER];
+    message.extend_from_slice(payload);
+    let mut header = NetlinkBuffer::new(&mut message);
+    header.set_length(u32::try_from(length).unwrap_or(u32::MAX));
+    header.set_message_type(kind);
+    header.set_flags(flags);
+    header.set_sequence_number(number);
+    message
+}
+
+/// The messages of one datagram; a broken one is `None`, and the last.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = Option<(NetlinkBuffer<&[u8]>, &[u8])>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let Ok(header) = NetlinkBuffer::new_checked(rest) else {
+            rest = &[];
+            return Some(None);
+        };
+        // Checked above: at least a header, at most what is there.
+        let length = usize::try_from(header.length()).unwrap_or(usize::MAX);
+        let message = rest.get(..length).zip(rest.get(HEADER..length));
+        let aligned = length.next_multiple_of(4).min(rest.len());
+        rest = &rest[aligned..];
+        Some(message.map(|(message, payload)| (NetlinkBuffer::new(message), payload)))
+    })
+}
+
+/// Both an error and the end of a dump begin with a negated error number.
+fn check_code(step: &'static str, payload: &[u8]) -> Result<(), NetlinkError> {
+    match u32_at(payload, 0).map(u32::cast_signed) {
+        None | Some(0) => Ok(()),
+        Some(code) => Err(failed(step)(Errno::from_raw(code.wrapping_neg()))),
+    }
+}
+
+/// The attributes after the fixed part of a message, up to a broken one.
+pub(super) fn attributes(payload: &[u8], fixed: usize) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = payload.get(fixed..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let attribute = NlasIterator::new(rest).next()?.ok()?;
+        let (kind, end) = (attribute.kind(), 4 + attribute.value_length());
+        let value = rest.get(4..end)?;
+        rest = rest.get(end.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// A number in the machine's byte order, as netlink has them.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u32::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_as_written() {
+        let mut datagram = frame(18, NLM_F_DUMP, 7, b"abcd");
+        datagram.extend(frame(NLMSG_DONE, 0, 7, &[0; 4]));
+        let read: Vec<_> = messages(&datagram).map(|m| m.unwrap()).collect();
+        assert_eq!(read.len(), 2);
+        assert_eq!(read[0].0.message_type(), 18);
+        assert_eq!(read[0].1, b"abcd");
+        assert_eq!(read[1].0.sequence_number(), 7);
+    }
+
+    #[test]
+    fn broken_frames_end_the_reading() {
+        assert_eq!(messages(&[1, 2, 3]).filter(Option::is_none).count(), 1);
+        let mut long = frame(18, 0, 7, b"abcd");
+        long[0] = 200;
+        assert!(messages(&long).all(|m| m.is_none()));
+        let mut short = frame(18, 0, 7, b"abcd");
+        short[0] = 3;
+        assert!(messages(&short).all(|m| m.is_none()));
+    }
+
+    #[test]
+    fn the_kernel_names_its_errors() {
+        let socket = Socket::open().unwrap();
+        let error = socket
+            .dump("try", 0xfff0, &[0; 16], |_| Some(()))
+            .unwrap_err();
+        assert!(matches!(error, NetlinkError::Kernel { .. }), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_datagram_can_be_read(datagram: Vec<u8>, fixed in 0usize..20) {
+            for (header, payload) in messages(&datagram).flatten() {
+                let _ = (header.message_type(), check_code("read", payload));
+                attributes(payload, fixed).for_each(drop);
+            }
+            attributes(&datagram, fixed).for_each(drop);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+//! GetGuestDetails, ReseedRandomDev, SetGuestDateTime.
+
+use protocols::agent::{
+    AgentDetails, GuestDetailsRequest, GuestDetailsResponse, ReseedRandomDevRequest,
+    SetGuestDateTimeRequest,
+};
+use protocols::empty::Empty;
+
+use super::health::PROTOCOL_VERSION;
+use super::status::Coded;
+use crate::{guest, storage};
+
+pub fn details(
+    request: &GuestDetailsRequest,
+    is_init: bool,
+) -> ttrpc::Result<GuestDetailsResponse> {
+    let mut response = GuestDetailsResponse::new();
+    if request.mem_block_size {
+        response.mem_block_size_bytes = guest::memory_block_size().map_err(Coded::status)?;
+    }
+    if request.mem_hotplug_probe {
+        response.support_mem_hotplug_probe = guest::has_memory_probe().map_err(Coded::status)?;
+    }
+    response.agent_details = Some(AgentDetails {
+        version: PROTOCOL_VERSION.to_owned(),
+        init_daemon: is_init,
+        storage_handlers: storage::drivers().map(str::to_owned).collect(),
+        ..Default::default()
+    })
+    .into();
+    Ok(response)
+}
+
+pub fn reseed(request: &ReseedRandomDevRequest) -> ttrpc::Result<Empty> {
+    guest::reseed_random(&request.data).map_err(Coded::status)?;
+    Ok(Empty::new())
+}
+
+pub fn set_date_time(request: &SetGuestDateTimeRequest) -> ttrpc::Result<Empty> {
+    guest::set_date_time(request.Sec, request.Usec).map_err(Coded::status)?;
+    Ok(Empty::new())
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//! WriteStdin, ReadStdout, ReadStderr, CloseStdin, TtyWinResize.
+
+use protocols::agent::{
+    CloseStdinRequest, ReadStreamRequest, ReadStreamResponse, TtyWinResizeRequest,
+    WriteStreamRequest, WriteStreamResponse,
+};
+use protocols::empty::Empty;
+
+use super::status::{Coded, lifecycle};
+use crate::container::plan::PlanError;
+use crate::sandbox::Sandbox;
+
+/// Which output is meant.
+#[derive(Clone, Copy)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+pub async fn write(
+    sandbox: &Sandbox,
+    request: &WriteStreamRequest,
+) -> ttrpc::Result<WriteStreamResponse> {
+    let (_, process) = sandbox
+        .process(&request.container_id, &request.exec_id)
+        .map_err(lifecycle)?;
+    let input = process.stdio().input();
+    if request.data.is_empty() {
+        // runtime-rs ends standard input this way and never calls CloseStdin.
+        input.close().await;
+    } else {
+        input.write(&request.data).await.map_err(Coded::status)?;
+    }
+    // A message is at most 4 MiB, and so is what it carries.
+    Ok(WriteStreamResponse {
+        len: request.data.len() as u32,
+        ..Default::default()
+    })
+}
+
+pub async fn read(
+    sandbox: &Sandbox,
+    request: &ReadStreamRequest,
+    stream: Stream,
+) -> ttrpc::Result<ReadStreamResponse> {
+    if request.len == 0 {
+        // An empty answer would mean the end of the stream.
+        return Err(PlanError::Missing("len").status());
+    }
+    let (_, process) = sandbox
+        .process(&request.container_id, &request.exec_id)
+        .map_err(Coded::status)?;
+    let stdio = process.stdio();
+    let data = match stream {
+        Stream::Stdout => stdio.read_stdout(request.len as usize).await,
+        Stream::Stderr => stdio.read_stderr(request.len as usize).await,
+    };
+    Ok(ReadStreamResponse {
+        data: data.map_err(Coded::status)?,
+        ..Default::default()
+    })
+}
+
+pub async fn close(sandbox: &Sandbox, request: &CloseStdinRequest) -> ttrpc::Result<Empty> {
+    let (_, process) = sandbox
+        .process(&request.container_id, &request.exec_id)
+        .map_err(Coded::status)?;
+    process.stdio().input().close().await;
+    Ok(Empty::new())
+}
+
+pub fn resize(sandbox: &Sandbox, request: &TtyWinResizeRequest) -> ttrpc::Result<Empty> {
+    let (_, process) = sandbox
+        .process(&request.container_id, &request.exec_id)
+        .map_err(Coded::status)?;
+    let clamp = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+    process
+        .stdio()
+        .resize(clamp(request.row), clamp(request.column))
+        .map_err(Coded::status)?;
+    Ok(Empty::new())
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent's own life: boot (as PID 1) or start (as a service), serve, end.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use init::cmdline::CommandLine;
+use init::reaper::Reaper;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::children::Children;
+use crate::config::Config;
+use crate::observe::log as logging;
+use crate::rpc::{self, status};
+use crate::sandbox::Sandbox;
+use crate::server::{self, Socket};
+
+/// Threads that may wait for file systems and mounts at a time.
+const BLOCKING_THREADS: usize = 4;
+
+/// How long a thread without work stays.
+const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// How long the answer to DestroySandbox may take to leave.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What the boot leaves for serving.
+#[derive(Default)]
+struct Early {
+    config: Config,
+    socket: Option<Socket>,
+}
+
+/// Runs as PID 1, from the kernel's hand-over to power-off.
+pub fn as_init() -> ! {
+    logging::start(logging::Sink::Kernel, log::LevelFilter::Info);
+    let Some(runtime) = runtime() else {
+        init::shutdown::power_off()
+    };
+    let mut early = Early::default();
+    let mut boot = {
+        let _inside = runtime.enter();
+        init::start(&mut |cmdline| early = open_early(cmdline))
+    };
+    boot.phases.mark("listen");
+    match early.socket.take() {
+        Some(socket) => {
+            boot.phases.log();
+            runtime.block_on(serve(&early.config, socket, true));
+        }
+        // Nobody could ever reach this guest.
+        None => log::error!("No RPC port: powering off"),
+    }
+    init::shutdown::power_off()
+}
+
+/// Runs as an ordinary process, for instance under systemd.
+#[must_use]
+pub fn as_service() -> ExitCode {
+    logging::start(logging::Sink::Stderr, log::LevelFilter::Info);
+    let Some(runtime) = runtime() else {
+        return ExitCode::FAILURE;
+    };
+    let boot = init::service();
+    let early = {
+        let _inside = runtime.enter();
+        open_early(&boot.cmdline)
+    };
+    let Some(socket) = early.socket else {
+        return ExitCode::FAILURE;
+    };
+    runtime.block_on(serve(&early.config, socket, false));
+    ExitCode::SUCCESS
+}
+
+fn runtime() -> Option<Runtime> {
+    let built = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(THREAD_KEEP_ALIVE)
+        .thread_stack_size(256 << 10)
+        .build();
+    built
+        .inspect_err(|error| log::error!("The event loop cannot be made: {error}"))
+        .ok()
+}
+
+/// Reads the configuration and opens the RPC port, before anything that is not
+/// needed for that. A bad address is replaced by the default one.
+fn open_early(cmdline: &CommandLine) -> Early {
+    let (config, complaints) = Config::read(cmdline, |name| std::env::var(name).ok());
+    logging::start(logging::Sink::Kernel, config.log_level);
+    for complaint in complaints {
+        log::warn!("{complaint}");
+    }
+    let wanted = config.server_addr.clone();
+    let socket = server::listen(&wanted).or_else(|error| {
+        log::error!("{}", status::chain(&error));
+        let fallback = Config::default().server_addr;
+        if fallback == wanted {
+            Err(error)
+        } else {
+            server::listen(&fallback)
+        }
+    });
+    if let Ok(Socket::Vsock(_)) = &socket {
+        let port = wanted.rsplit(':').next().unwrap_or_default();
+        log::info!("listening on vsock port {port}");
+    }
+    Early {
+        config,
+        socket: socket.ok(),
+    }
+}
+
+async fn serve(config: &Config, socket: Socket, is_init: bool) {
+    let children = Children::default();
+    match Reaper::new() {
+        Ok(reaper) => drop(tokio::spawn(children.clone().serve(reaper))),
+        Err(error) => return log::error!("Children cannot be reaped: {}", status::chain(&error)),
+    }
+    if let Some(port) = config.log_port {
+        logging::enable_queue();
+        tokio::spawn(serve_log(port));
+    }
+    let sandbox = Sandbox::new(config, children);
+    let mut server = ttrpc::r#async::Server::new()
+        .add_listener(socket.into_listener())
+        .register_service(rpc::services(sandbox.clone(), is_init));
+    if let Err(error) = server.start().await {
+        return log::error!("The RPC server cannot start: {error}");
+    }
+    until_end(&sandbox, is_init).await;
+    server.stop_listen().await;
+    // Whoever does not take the answer in time has lost it with the VM anyway.
+    let _ = tokio::time::timeout(FAREWELL, server.disconnect()).await;
+}
+
+/// As a service, SIGTERM ends the agent too; PID 1 is ended by DestroySandbox only.
+async fn until_end(sandbox: &Arc<Sandbox>, is_init: bool) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut stream) if !is_init => drop(stream.recv().await),
+            _ => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = sandbox.ended() => {}
+        () = terminated => {
+            if let Err(error) = sandbox.destroy().await {
+                log::warn!("{}", status::chain(&error));
+            }
+        }
+    }
+}
+
+/// The log port takes one reader after the other.
+async fn serve_log(port: u32) {
+    let mut socket = match server::listen(&format!("vsock://-1:{port}")) {
+        Ok(socket) => socket,
+        Err(error) => return log::error!("No log port: {}", status::chain(&error)),
+    };
+    loop {
+        match socket.accept().await {
+            Ok(peer) => logging::copy_to(protocols::chunked::ChunkedStream::new(peer)).await,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}

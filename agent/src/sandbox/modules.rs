@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Kernel modules that CreateSandbox asks for, loaded by the guest's modprobe.
+
+use std::io;
+use std::process::{Command, Stdio};
+
+use nix::unistd::Pid;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::children::{Children, code_of};
+
+const MODPROBE: &str = "/sbin/modprobe";
+
+/// Bytes of modprobe's output that go into an error.
+const MAX_OUTPUT: u64 = 4096;
+
+/// A module and its parameters, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelModule {
+    name: String,
+    parameters: Vec<String>,
+}
+
+/// A module that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ModuleError {
+    /// Not a name modprobe could be given.
+    #[error("Invalid kernel module name '{0}'")]
+    Name(String),
+    /// modprobe did not run.
+    #[error("{MODPROBE} could not be run for kernel module '{name}'")]
+    Run {
+        /// The module.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// modprobe failed.
+    #[error("Kernel module '{name}' could not be loaded: exit status {code}: {output}")]
+    Failed {
+        /// The module.
+        name: String,
+        /// Exit status, 128+N for death by signal N.
+        code: i32,
+        /// What modprobe said.
+        output: String,
+    },
+}
+
+impl KernelModule {
+    /// Checks the name: it becomes an argument, so it may not look like an option.
+    ///
+    /// # Errors
+    /// [`ModuleError::Name`].
+    pub fn new(name: &str, parameters: Vec<String>) -> Result<Self, ModuleError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if name.is_empty() || name.starts_with('-') || !name.chars().all(plain) {
+            return Err(ModuleError::Name(crate::container::plan::id::shorten(name)));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            parameters,
+        })
+    }
+}
+
+/// Loads one module.
+///
+/// # Errors
+/// [`ModuleError::Run`] or [`ModuleError::Failed`].
+pub async fn load(children: &Children, module: &KernelModule) -> Result<(), ModuleError> {
+    let fail = |source| ModuleError::Run {
+        name: module.name.clone(),
+        source,
+    };
+    let (mut output, exit) = run(children, module).map_err(fail)?;
+    let mut text = Vec::new();
+    (&mut output)
+        .take(MAX_OUTPUT)
+        .read_to_end(&mut text)
+        .await
+        .map_err(fail)?;
+    drop(output);
+    match code_of(&mut exit.clone()).await {
+        0 => Ok(()),
+        code => {
+            let output = String::from_utf8_lossy(&text).trim().to_owned();
+            Err(ModuleError::Failed {
+                name: module.name.clone(),
+                code,
+                output,
+            })
+        }
+    }
+}
+
+fn run(
+    children: &Children,
+    module: &KernelModule,
+) -> io::Result<(pipe::Receiver, crate::children::Exit)> {
+    let (sender, receiver) = pipe::pipe()?;
+    let writer = sender.into_blocking_fd()?;
+    let expectation = children.expect();
+    // Not waited for here: the one reaper collects it.
+    #[allow(clippy::zombie_processes)]
+    let child = Command::new(MODPROBE)
+        .arg("-v")
+        .arg("--")
+        .arg(&module.name)
+        .args(&module.parameters)
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .spawn()?;
+    Ok((
+        receiver,
+        expectation.claim(Pid::from_raw(child.id() as i32)),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_smuggle_an_option_or_a_path() {
+        assert!(KernelModule::new("nf_tables", vec![]).is_ok());
+        for name in ["", "-r", "a b", "../x", "a/b", "x\n"] {
+            assert!(KernelModule::new(name, vec![]).is_err(), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Standard output or error: complete to the last byte, and ended even if a
+//! descendant of the process keeps it open for ever.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Mutex;
+
+use crate::children::Exit;
+
+/// How long after the exit of the process its streams may stay silent before
+/// they count as ended, although somebody holds them open.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// What one reply carries at most: a pipe holds 64 KiB unless enlarged, and a
+/// message must stay well below 4 MiB whatever length was asked for.
+const MAX_READ: usize = 1 << 20;
+
+/// First allocation; a reader usually finds less than this.
+const FIRST_READ: usize = 64 << 10;
+
+/// The agent's end of an output stream.
+pub struct Output {
+    stream: Arc<AsyncFd<OwnedFd>>,
+    exit: Exit,
+    turn: Mutex<()>,
+}
+
+impl Output {
+    pub(super) fn new(stream: Arc<AsyncFd<OwnedFd>>, exit: Exit) -> Self {
+        Self {
+            stream,
+            exit,
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// Waits for data and returns up to `limit` bytes of it; empty at the end.
+    /// Safe to drop while it waits: bytes leave the pipe only when returned.
+    ///
+    /// # Errors
+    /// The errno of `read(2)`.
+    pub async fn read(&self, limit: usize) -> io::Result<Vec<u8>> {
+        if limit == 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        let _turn = self.turn.lock().await;
+        let mut exit = self.exit.clone();
+        let mut buffer = vec![0; limit.min(self.capacity())];
+        loop {
+            match nix::unistd::read(self.stream.get_ref(), &mut buffer) {
+                Ok(length) => {
+                    buffer.truncate(length);
+                    return Ok(buffer);
+                }
+                // A terminal whose last user has gone.
+                Err(Errno::EIO) => return Ok(Vec::new()),
+                Err(Errno::EAGAIN) => {}
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            }
+            tokio::select! {
+                ready = self.stream.readable() => ready?.clear_ready(),
+                () = silence_after(&mut exit) => return Ok(Vec::new()),
+            }
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        let size = nix::fcntl::fcntl(self.stream.get_ref(), nix::fcntl::FcntlArg::F_GETPIPE_SZ);
+        size.map_or(FIRST_READ, |bytes| {
+            usize::try_from(bytes).unwrap_or(FIRST_READ)
+        })
+        .min(MAX_READ)
+    }
+}
+
+/// Ends when the process has exited and a grace period has passed.
+async fn silence_after(exit: &mut Exit) {
+    // A closed channel means that the exit was seen and taken.
+    let _ = exit.wait_for(Option::is_some).await;
+    tokio::time::sleep(GRACE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Pipes, Stdio};
+    use std::io::Write;
+    use tokio::sync::watch;
+
+    #[tokio::test]
+    async fn output_is_complete_after_the_exit() {
+        let (sender, exit) = watch::channel(None);
+        let (pipes, ends) = Pipes::new(0).unwrap();
+        let stdio = Stdio::of_pipes(pipes, &exit).unwrap();
+        let mut stdout = std::fs::File::from({
+            let [_, stdout, _] = ends.0;
+            stdout
+        });
+        stdout.write_all(b"last words").unwrap();
+        drop(stdout);
+        sender.send(Some(0)).unwrap();
+        assert_eq!(stdio.read_stdout(5).await.unwrap(), b"last ");
+        assert_eq!(stdio.read_stdout(4096).await.unwrap(), b"words");
+        assert!(stdio.read_stdout(4096).await.unwrap().is_empty());
+        assert!(
+            stdio.read_stdout(4096).await.unwrap().is_empty(),
+            "an end stays an end"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bug_a_descendant_that_holds_the_pipe_does_not_hold_the_reader() {
+        let (sender, exit) = watch::channel(None);
+        let (pipes, ends) = Pipes::new(0).unwrap();
+        let stdio = Stdio::of_pipes(pipes, &exit).unwrap();
+        let mut stdout = std::fs::File::from(ends.0[1].try_clone().unwrap());
+        stdout.write_all(b"data").unwrap();
+        sender.send(Some(0)).unwrap();
+        assert_eq!(stdio.read_stdout(4096).await.unwrap(), b"data");
+        assert!(stdio.read_stdout(4096).await.unwrap().is_empty());
+        drop(ends);
+    }
+
+    #[tokio::test]
+    async fn bug_a_huge_length_is_not_allocated() {
+        let (_sender, exit) = watch::channel(None);
+        let (pipes, ends) = Pipes::new(0).unwrap();
+        let stdio = Stdio::of_pipes(pipes, &exit).unwrap();
+        std::fs::File::from(ends.0[1].try_clone().unwrap())
+            .write_all(b"x")
+            .unwrap();
+        let data = stdio.read_stdout(u32::MAX as usize).await.unwrap();
+        assert!(data.capacity() <= super::MAX_READ);
+        assert_eq!(data, b"x");
+    }
+
+    #[tokio::test]
+    async fn closing_waits_for_what_was_asked_before() {
+        let (_sender, exit) = watch::channel(None);
+        let (pipes, ends) = Pipes::new(0).unwrap();
+        let stdio = std::sync::Arc::new(Stdio::of_pipes(pipes, &exit).unwrap());
+        let [stdin, ..] = ends.0;
+        let big = vec![7u8; 300_000];
+        let writer = {
+            let stdio = stdio.clone();
+            let big = big.clone();
+            tokio::spawn(async move { stdio.input().write(&big).await })
+        };
+        tokio::task::yield_now().await;
+        let closer = {
+            let stdio = stdio.clone();
+            tokio::spawn(async move { stdio.input().close().await })
+        };
+        let reader = tokio::task::spawn_blocking(move || {
+            let mut all = Vec::new();
+            std::io::Read::read_to_end(&mut std::fs::File::from(stdin), &mut all).unwrap();
+            all
+        });
+        writer.await.unwrap().unwrap();
+        closer.await.unwrap();
+        assert_eq!(reader.await.unwrap(), big);
+        assert!(stdio.input().write(b"x").await.is_err());
+    }
+}

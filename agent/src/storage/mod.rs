@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Storages: what has to be mounted in the guest before containers can use it
+//! (protocol section 5). Owns the registry of what is there and for whom, and
+//! the drivers. Never decides who may use a storage, never looks at containers.
+//!
+//! A storage is known by its mount point. The first to ask for it brings it
+//! about, others that ask meanwhile wait for that, later ones share it, and the
+//! last one to leave has it taken away again; unless it belongs to the pod.
+
+mod bind;
+mod block;
+mod ephemeral;
+mod error;
+mod fs_group;
+mod local;
+mod mount;
+mod overlayfs;
+mod plan;
+mod registry;
+mod undo;
+mod virtiofs;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use crate::device::pci::SYSFS;
+pub use error::StorageError;
+pub use plan::StoragePlan;
+use plan::{Action, Claim};
+pub use registry::Storages;
+
+/// One kind of storage.
+trait Driver: Sync {
+    /// Its name on the wire.
+    fn name(&self) -> &'static str;
+
+    /// Checks a claim and says what to do for it; does nothing yet.
+    fn plan(&self, claim: &Claim<'_>) -> Result<Box<dyn Action>, StorageError>;
+
+    /// Whether what is in it must outlive its last user. Container runtimes
+    /// remove a container before they start it anew, and a pod's emptyDir must
+    /// still hold its files then.
+    fn keeps(&self) -> bool {
+        false
+    }
+}
+
+/// Every driver there is.
+static DRIVERS: [&dyn Driver; 6] = [
+    &virtiofs::VirtioFs,
+    &block::Block,
+    &ephemeral::Ephemeral,
+    &local::Local,
+    &bind::Bind,
+    &overlayfs::Overlay,
+];
+
+/// Drivers of the protocol that are still to come.
+const MISSING: [&str; 8] = [
+    "mmioblk",
+    "blk-ccw",
+    "scsi",
+    "nvdimm",
+    "9p",
+    "watchable-bind",
+    "image_guest_pull",
+    "erofs.multi-layer",
+];
+
+fn driver(name: &str) -> Result<&'static dyn Driver, StorageError> {
+    if let Some(driver) = DRIVERS.iter().find(|driver| driver.name() == name) {
+        return Ok(*driver);
+    }
+    if MISSING.contains(&name) {
+        return Err(StorageError::NotImplemented {
+            what: format!("driver {name}"),
+        });
+    }
+    Err(StorageError::UnknownDriver {
+        driver: name.chars().take(200).collect(),
+    })
+}
+
+/// The names of the drivers, for `GetGuestDetails`.
+pub fn drivers() -> impl Iterator<Item = &'static str> {
+    DRIVERS.iter().map(|driver| driver.name())
+}
+
+/// What of the guest the drivers look at.
+#[derive(Debug, Clone)]
+struct Environment {
+    sysfs: PathBuf,
+}
+
+impl Default for Environment {
+    fn default() -> Self {
+        Self {
+            sysfs: PathBuf::from(SYSFS),
+        }
+    }
+}
+
+/// Opens a directory for changing it, without following links.
+fn open_dir(place: &Path) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(nix::fcntl::AT_FDCWD, place, how)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Putting descriptors under the watch of the event loop.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use init::reaper::Reaper;
+use tokio::io::unix::AsyncFd;
+
+/// Types that own their descriptor: it stays open, and its number theirs, for
+/// as long as they live.
+pub trait Owning: AsRawFd + sealed::Sealed {}
+impl<T: AsRawFd + sealed::Sealed> Owning for T {}
+
+mod sealed {
+    /// Implemented here only: what the SAFETY comment below rests on.
+    pub trait Sealed {}
+    impl Sealed for super::OwnedFd {}
+    impl Sealed for super::Reaper {}
+}
+
+/// Registers a descriptor with the running event loop.
+///
+/// # Errors
+/// The errno of `epoll_ctl(2)`, for instance for a regular file.
+pub fn watch<T: Owning>(fd: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `Owning` types keep their descriptor open and never exchange it
+    // until they are dropped, which AsyncFd does after deregistering.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
