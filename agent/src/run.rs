@@ -5,13 +5,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use init::Boot;
 use init::cmdline::CommandLine;
 use init::reaper::Reaper;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
 
 use crate::children::Children;
 use crate::config::Config;
 use crate::observe::log as logging;
+use crate::rpc::gate::Booted;
 use crate::rpc::{self, status};
 use crate::sandbox::Sandbox;
 use crate::server::{self, Socket};
@@ -39,16 +42,12 @@ pub fn as_init() -> ! {
         init::shutdown::power_off()
     };
     let mut early = Early::default();
-    let mut boot = {
+    let boot = {
         let _inside = runtime.enter();
-        init::start(&mut |cmdline| early = open_early(cmdline))
+        init::begin(&mut |cmdline| early = open_early(cmdline))
     };
-    boot.phases.mark("listen");
     match early.socket.take() {
-        Some(socket) => {
-            boot.phases.log();
-            runtime.block_on(serve(&early.config, socket, true));
-        }
+        Some(socket) => runtime.block_on(serve(&early.config, socket, Some(boot))),
         // Nobody could ever reach this guest.
         None => log::error!("No RPC port: powering off"),
     }
@@ -70,7 +69,7 @@ pub fn as_service() -> ExitCode {
     let Some(socket) = early.socket else {
         return ExitCode::FAILURE;
     };
-    runtime.block_on(serve(&early.config, socket, false));
+    runtime.block_on(serve(&early.config, socket, None));
     ExitCode::SUCCESS
 }
 
@@ -114,12 +113,16 @@ fn open_early(cmdline: &CommandLine) -> Early {
     }
 }
 
-async fn serve(config: &Config, socket: Socket, is_init: bool) {
+/// Serves until the sandbox ends. `boot` is the half-booted machine of PID 1;
+/// its second half is done beside the first answers.
+async fn serve(config: &Config, socket: Socket, boot: Option<Boot>) {
+    let is_init = boot.is_some();
     let children = Children::default();
     match Reaper::new() {
         Ok(reaper) => drop(tokio::spawn(children.clone().serve(reaper))),
         Err(error) => return log::error!("Children cannot be reaped: {}", status::chain(&error)),
     }
+    let booted = complete(boot);
     if let Some(port) = config.log_port {
         logging::enable_queue();
         tokio::spawn(serve_log(port));
@@ -127,7 +130,7 @@ async fn serve(config: &Config, socket: Socket, is_init: bool) {
     let sandbox = Sandbox::new(config, children);
     let mut server = ttrpc::r#async::Server::new()
         .add_listener(socket.into_listener())
-        .register_service(rpc::services(sandbox.clone(), is_init));
+        .register_service(rpc::services(sandbox.clone(), is_init, &booted));
     if let Err(error) = server.start().await {
         return log::error!("The RPC server cannot start: {error}");
     }
@@ -135,6 +138,19 @@ async fn serve(config: &Config, socket: Socket, is_init: bool) {
     server.stop_listen().await;
     // Whoever does not take the answer in time has lost it with the VM anyway.
     let _ = tokio::time::timeout(FAREWELL, server.disconnect()).await;
+}
+
+/// Completes the boot on the blocking pool.
+fn complete(boot: Option<Boot>) -> Booted {
+    let (done, booted) = watch::channel(boot.is_none());
+    if let Some(mut boot) = boot {
+        tokio::task::spawn_blocking(move || {
+            init::complete(&mut boot);
+            boot.phases.log();
+            done.send_replace(true);
+        });
+    }
+    booted
 }
 
 /// As a service, SIGTERM ends the agent too; PID 1 is ended by DestroySandbox only.

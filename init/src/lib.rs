@@ -80,8 +80,6 @@ use OnFailure::{GoOn, PowerOff};
 /// connect already, and a refused attempt costs it more than all of this.
 #[rustfmt::skip]
 const LISTEN: &[Step] = &[
-    // A root that pivot_root takes, so that containers start alike everywhere.
-    step("pivot",    GoOn,     |boot| { if boot.initramfs { root::make_pivotable()?; } Ok(()) }),
     // /dev, /proc and /sys: from here on lines reach the log.
     step("mounts",   GoOn,     |_|    { mounts::mount_stage(Stage::Early); Ok(()) }),
     // Without it nobody knows what is wanted, not even where to listen.
@@ -223,7 +221,6 @@ mod tests {
     fn bug_the_root_is_settled_before_anything_is_mounted_that_stays() {
         let at = |name| steps().position(|step| step.name == name);
         assert!(at("root") < at("mounts2") && at("mounts2") < at("links"));
-        assert!(at("pivot") < at("mounts"));
     }
 
     #[test]

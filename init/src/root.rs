@@ -27,8 +27,6 @@ use crate::failure::Chain;
 use crate::mounts::{self, MountError, Options};
 use crate::uevent::UeventError;
 
-pub(crate) use switch::make_pivotable;
-
 /// Where the new root is mounted before it becomes the root.
 const NEW_ROOT: &str = "/sysroot";
 

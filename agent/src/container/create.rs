@@ -92,7 +92,7 @@ impl Ground {
         let cgroup_path = CgroupPath::parse(&plan.cgroups_path, plan.id.as_str())?;
         let root = plan.init.root.as_ref().map(|root| root.path.clone());
         let (cgroups, resources, place) = (
-            engine.cgroups.clone(),
+            engine.cgroups().clone(),
             plan.resources.clone(),
             bundle.clone(),
         );
@@ -220,7 +220,7 @@ async fn populate(
 /// On cgroup v2 a container always gets a cgroup namespace: else it would see
 /// where in the guest's tree it is.
 fn implied(engine: &Engine, kind: Namespace) -> bool {
-    kind == Namespace::Cgroup && engine.cgroups.version() == Version::V2
+    kind == Namespace::Cgroup && engine.cgroups().version() == Version::V2
 }
 
 fn request<'a>(

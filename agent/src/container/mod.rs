@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::net::UnixStream;
 
@@ -38,10 +38,28 @@ pub struct Engine {
     pub launcher: Launcher,
     /// Reaps.
     pub children: Children,
-    /// Groups.
-    pub cgroups: Cgroups,
+    cgroups: OnceLock<Cgroups>,
     /// `agent.container_pipe_size`.
     pub pipe_size: u32,
+}
+
+impl Engine {
+    /// `pipe_size` is `agent.container_pipe_size`.
+    #[must_use]
+    pub fn new(children: Children, pipe_size: u32) -> Self {
+        Self {
+            launcher: Launcher::default(),
+            children,
+            cgroups: OnceLock::new(),
+            pipe_size,
+        }
+    }
+
+    /// The cgroup hierarchies, looked at when they are wanted first: the agent
+    /// serves before they are mounted.
+    pub fn cgroups(&self) -> &Cgroups {
+        self.cgroups.get_or_init(Cgroups::detect)
+    }
 }
 
 /// Namespaces that containers of one sandbox have in common.

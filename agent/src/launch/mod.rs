@@ -156,7 +156,10 @@ fn start() -> io::Result<AsyncFd<OwnedFd>> {
 
 /// A copy of the running binary that nobody can write to, ever: this is what
 /// `/proc/PID/exe` of a process leads to until it executes its own program.
-fn sealed_copy() -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// The errno of the failing call.
+pub fn sealed_copy() -> io::Result<OwnedFd> {
     let own = File::open("/proc/self/exe")?;
     let length = own.metadata()?.len();
     let image = memfd_create(

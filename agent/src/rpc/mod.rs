@@ -7,6 +7,7 @@
 
 mod container;
 mod files;
+pub mod gate;
 mod guest;
 mod health;
 pub mod missing;
@@ -43,9 +44,13 @@ pub struct Agent {
 }
 
 /// Both services, ready to be registered. `is_init` tells hosts whether the
-/// agent is PID 1.
+/// agent is PID 1; all but Health wait for `booted`.
 #[must_use]
-pub fn services(sandbox: Arc<Sandbox>, is_init: bool) -> HashMap<String, Service> {
+pub fn services(
+    sandbox: Arc<Sandbox>,
+    is_init: bool,
+    booted: &gate::Booted,
+) -> HashMap<String, Service> {
     let root = PathBuf::from(crate::files::SHARED_ROOT);
     let agent = Agent {
         sandbox,
@@ -55,6 +60,7 @@ pub fn services(sandbox: Arc<Sandbox>, is_init: bool) -> HashMap<String, Service
     let mut all = create_agent_service(Arc::new(agent));
     if let Some(service) = all.get_mut(AGENT_SERVICE) {
         missing::install(service);
+        gate::install(service, booted);
     }
     all.extend(create_health(Arc::new(health::Health)));
     all

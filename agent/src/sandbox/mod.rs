@@ -19,7 +19,6 @@ use crate::container::plan::{
     ContainerId, ContainerPlan, ExecId, Namespace, NamespaceSource, ProcessPlan,
 };
 use crate::container::{Container, ContainerError, Engine, Process, Shared, bundle};
-use crate::launch::Launcher;
 use crate::storage::{StorageError, StoragePlan, Storages};
 pub use modules::{KernelModule, ModuleError};
 
@@ -117,12 +116,7 @@ impl Sandbox {
     /// An empty sandbox.
     #[must_use]
     pub fn new(config: &Config, children: Children) -> Arc<Self> {
-        let engine = Engine {
-            launcher: Launcher::default(),
-            children,
-            cgroups: crate::cgroup::Cgroups::detect(),
-            pipe_size: config.container_pipe_size,
-        };
+        let engine = Engine::new(children, config.container_pipe_size);
         let (storages, registry) = (Storages::new(), Mutex::default());
         Arc::new(Self {
             engine,

@@ -423,7 +423,6 @@ mod tests {
         };
         let (first, second) = (acquire("c1"), acquire("c2"));
         b.until(|| b.runs() == 1).await;
-        // Another mount point is not held up (the pool has room for both).
         b.close(false);
         assert!(first.await.unwrap().is_ok() && second.await.unwrap().is_ok());
         assert_eq!(b.runs(), 1);

@@ -22,20 +22,6 @@ use crate::mounts::{self, Entry, MountError, Stage, TABLE};
 /// Deeper directories of the initramfs stay where they are.
 const MAX_DEPTH: u32 = 64;
 
-/// Puts the initramfs on top of itself, as a mount of its own. pivot_root(2)
-/// refuses to replace the kernel's first mount, which an initramfs is, but
-/// takes this one: so containers are built the same way on every root. It must
-/// come before all other mounts, which would be hidden.
-pub(crate) fn make_pivotable() -> Result<(), RootError> {
-    let failed = |step| move |source| RootError::Switch { step, source };
-    let root = Path::new("/");
-    mounts::mount("/", root, "", MsFlags::MS_BIND, "").map_err(failed("bind the initramfs"))?;
-    // `/` is where this process' root is, below the new mount; `/..` steps up
-    // to what is mounted on it.
-    chdir("/..").map_err(failed("enter the bind mount"))?;
-    chroot(".").map_err(failed("change the root to the bind mount"))
-}
-
 /// Makes `new_root`, a mount point on the initramfs, the root.
 pub(super) fn switch_to(new_root: &Path) -> Result<(), RootError> {
     let failed = |step| move |source| RootError::Switch { step, source };

@@ -8,6 +8,7 @@
 
 mod credentials;
 mod devices;
+mod initramfs;
 mod limits;
 mod masks;
 mod mounts;

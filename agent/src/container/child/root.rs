@@ -4,11 +4,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::{Child, Naming, StepError, within};
+use super::{Child, Naming, StepError, initramfs, within};
 use crate::container::plan::mount::attr;
 use crate::launch::clone::{MountAttr, mount_setattr};
 
@@ -96,8 +97,11 @@ pub fn pivot(child: &mut Child) -> Result<(), StepError> {
     fchdir(&root).naming(|| "new root".into())?;
     // The old root is stacked below the new one and taken off from there: no
     // directory for it is needed in the container.
-    pivot_root(".", ".").naming(|| "pivot_root".into())?;
-    umount2(".", MntFlags::MNT_DETACH).naming(|| "guest's root".into())?;
+    match pivot_root(".", ".") {
+        Ok(()) => umount2(".", MntFlags::MNT_DETACH).naming(|| "guest's root".into())?,
+        Err(Errno::EINVAL) => initramfs::leave(&root)?,
+        Err(errno) => return Err(StepError::new("pivot_root", errno)),
+    }
     chdir("/").naming(|| "new root".into())?;
     match child.root_plan().map_or(0, |plan| plan.propagation) {
         0 => Ok(()),
