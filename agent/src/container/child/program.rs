@@ -50,7 +50,7 @@ pub fn find(child: &mut Child) -> Result<(), StepError> {
     match look_up(name, search_path(&process.env)) {
         Ok(_) => Ok(()),
         Err(errno) => Err(StepError::request(
-            format!("program '{name}' not found or not executable"),
+            format!("'{name}' not found or not executable"),
             errno,
         )),
     }
