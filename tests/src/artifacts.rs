@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the stories run: the agent's binary, the kernel, the initramfs, the root file systems. Each is made once and cached.
+//!
+//! The runner prepares all of it before the tests start; a test that is run by itself makes what is missing.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use guest_kernel::{Arch, BuildOptions, Kernel};
+use rootfs_builder::assemble::{self, Base, Compression, Initramfs};
+use rootfs_builder::base::RootSource;
+use rootfs_builder::cache::{Cache, Key};
+use rootfs_builder::progress::{Progress, Silent};
+use rootfs_builder::toolchain;
+use rootfs_builder::vm::{Tools, VmConfig};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use crate::{rootfs, vm};
+
+/// The variable that names the agent's static binary; without it the binary is built.
+pub const AGENT_VARIABLE: &str = "KEELSON_TEST_AGENT";
+
+/// The variable that says which kernel VMs boot: `fetched`, which is the default, or `built`.
+pub const KERNEL_VARIABLE: &str = "KEELSON_TEST_KERNEL";
+
+/// Where the tests' root file system lies in the guest.
+pub const ROOTFS: &str = "/opt/image";
+
+/// What `/etc/marker` of [`root_disk`] holds.
+pub const ROOT_DISK_MARKER: &str = "the root disk";
+
+/// Says what to do when something that a story needs is not there.
+const HINT: &str =
+    "Hint: `cargo run --release -p tests -- --setup` installs and builds what the tests need";
+
+/// Everything that a VM is booted from.
+#[derive(Debug)]
+pub struct GuestImage {
+    kernel: Kernel,
+    initramfs: PathBuf,
+    tools: Tools,
+}
+
+impl GuestImage {
+    /// A VM of the usual shape with this image.
+    pub fn config(&self) -> VmConfig {
+        VmConfig::new(arch(), &self.kernel, &self.initramfs, self.tools.clone())
+    }
+
+    fn make(agent: &Path, progress: &dyn Progress) -> Result<GuestImage> {
+        let cache = Cache::open()?;
+        let tools = Tools::find(arch(), &cache).context(HINT)?;
+        let kernel = kernel(&cache, progress)?;
+        let initramfs = initramfs(agent, &kernel, &cache, progress)?;
+        Ok(GuestImage {
+            kernel,
+            initramfs,
+            tools,
+        })
+    }
+}
+
+/// The kernel under the guest: the distributor's, or with `KEELSON_TEST_KERNEL=built` our own.
+fn kernel(cache: &Cache, progress: &dyn Progress) -> Result<Kernel> {
+    match std::env::var(KERNEL_VARIABLE).as_deref() {
+        Err(_) | Ok("fetched") => Ok(guest_kernel::fetch(arch(), cache, progress)?),
+        Ok("built") => Ok(guest_kernel::build(
+            arch(),
+            &BuildOptions::default(),
+            cache,
+            progress,
+        )?),
+        Ok(other) => bail!("{KERNEL_VARIABLE} is {other:?}; fetched and built are possible"),
+    }
+}
+
+/// The agent and the kernel's modules, with the tests' root file system inside.
+fn initramfs(
+    agent: &Path,
+    kernel: &Kernel,
+    cache: &Cache,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
+    let what = Initramfs {
+        arch: arch(),
+        binary: agent,
+        kernel: Some(kernel),
+        base: Base::Root(RootSource::Dir(base()?)),
+        compression: Compression::None,
+    };
+    Ok(assemble::initramfs(&what, cache, progress)?)
+}
+
+fn arch() -> Arch {
+    Arch::host().expect("the tests run on an architecture that guests can have")
+}
+
+/// Makes everything that VM stories need, so that they find it made.
+pub fn prepare(agent: &Path, progress: &dyn Progress) -> Result<()> {
+    GuestImage::make(agent, progress).map(drop)
+}
+
+/// The image that VMs are booted from.
+pub async fn guest() -> &'static GuestImage {
+    static GUEST: OnceCell<GuestImage> = OnceCell::const_new();
+    let made = GUEST.get_or_try_init(|| async {
+        let make = || GuestImage::make(&static_agent()?, &Silent);
+        tokio::task::spawn_blocking(make)
+            .await
+            .context("The maker of the guest image fell over")?
+    });
+    made.await
+        .unwrap_or_else(|e| panic!("The guest cannot be made: {e:#}\n{HINT}"))
+}
+
+/// The agent's static binary, as guests run it.
+fn static_agent() -> Result<PathBuf> {
+    match std::env::var_os(AGENT_VARIABLE) {
+        Some(path) => Ok(path.into()),
+        None => Ok(toolchain::guest_binary(arch(), &Cache::open()?, &Silent)?),
+    }
+}
+
+/// The agent's binary for stories without a VM: the static one if it is known, else a quick build for this host.
+pub fn service_agent() -> Result<PathBuf> {
+    static AGENT: std::sync::OnceLock<Result<PathBuf, String>> = std::sync::OnceLock::new();
+    let made = AGENT.get_or_init(|| match std::env::var_os(AGENT_VARIABLE) {
+        Some(path) => Ok(path.into()),
+        None => build_for_host().map_err(|e| format!("{e:#}")),
+    });
+    made.clone().map_err(anyhow::Error::msg)
+}
+
+fn build_for_host() -> Result<PathBuf> {
+    let mut command = toolchain::cargo_command();
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command.args([
+        "build",
+        "--release",
+        "--package",
+        "agent",
+        "--bin",
+        "keelson",
+        "--message-format",
+        "json",
+    ]);
+    let output = command.output().context("Cannot run cargo")?;
+    let log = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "The agent does not build:\n{log}");
+    // Every artifact is a line of JSON; the one with an executable is the one that was asked for.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let after = text
+        .lines()
+        .filter_map(|line| line.split_once("\"executable\":\""))
+        .next();
+    let path = after.and_then(|(_, rest)| rest.split('"').next());
+    path.map(PathBuf::from)
+        .with_context(|| format!("Cargo names no executable:\n{log}"))
+}
+
+/// What is in the guest besides the agent: the directories it wants to find, and the tests' root file system.
+fn base() -> Result<PathBuf> {
+    let cache = Cache::open()?;
+    let busybox = rootfs::busybox()?;
+    let key = Key::of("busybox")
+        .field("recipe", "2")
+        .file("busybox", &busybox)?
+        .finish();
+    cache.entry("test-base", &key, |dir| -> Result<()> {
+        for name in ["dev", "etc", "proc", "run", "sys", "tmp", "var"] {
+            fs::create_dir(dir.join(name)).with_context(|| format!("Cannot create {name}"))?;
+        }
+        rootfs::make(&dir.join(ROOTFS.trim_start_matches('/')))
+    })
+}
+
+/// The tests' root file system on the host. Not to be changed: it is shared by all tests.
+pub fn rootfs() -> Result<PathBuf> {
+    Ok(base()?.join(ROOTFS.trim_start_matches('/')))
+}
+
+/// The directory of the locks that bound how many VMs run at once.
+pub fn slots_dir() -> PathBuf {
+    let cache = Cache::open().unwrap_or_else(|e| panic!("{e}"));
+    cache.root().join("locks")
+}
+
+/// A root disk in a directory of its own, which goes when this is dropped.
+#[derive(Debug)]
+pub struct RootDisk {
+    dir: TempDir,
+}
+
+impl RootDisk {
+    /// The image file.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("root.img")
+    }
+}
+
+/// An ext4 disk with the agent as `/sbin/init` and all that a root needs.
+pub fn root_disk() -> Result<RootDisk> {
+    let dir = TempDir::new().context("Cannot create a temporary directory")?;
+    let tree = dir.path().join("tree");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([&base()?, &tree])
+        .status();
+    let copied = copied.context("Cannot run cp")?;
+    ensure!(copied.success(), "cp ended with {copied}");
+    symlink("../run", tree.join("var/run"))?;
+    fs::write(tree.join("etc/resolv.conf"), "")?;
+    fs::write(tree.join("etc/marker"), ROOT_DISK_MARKER)?;
+    fs::create_dir(tree.join("sbin"))?;
+    let init = tree.join("sbin/init");
+    fs::copy(static_agent()?, &init).context("Cannot copy the agent")?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+    vm::ext4_image(&dir.path().join("root.img"), 64, Some(&tree));
+    Ok(RootDisk { dir })
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The test run, step by step.
+
+mod checks;
+mod lines;
+mod tally;
+mod workspace;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use rootfs_builder::cache::Cache;
+
+use lines::Lines;
+use tally::Tally;
+
+/// Runs the lints, builds and tests of the whole project and prints the totals.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Options {
+    /// Install what the host lacks first, where that is possible.
+    #[arg(long)]
+    setup: bool,
+
+    /// Leave out `cargo fmt --check` and `cargo clippy`.
+    #[arg(long)]
+    no_lint: bool,
+
+    /// Arguments for `cargo test`, such as a part of the tests' names.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    cargo_test: Vec<String>,
+}
+
+/// Does it all. True if nothing failed and nothing was skipped that should have run.
+pub fn all(options: &Options) -> Result<bool> {
+    let cache = Cache::open()?;
+    let progress = Lines;
+    checks::host(options.setup, &cache, &progress)?;
+    let mut tally = Tally::default();
+    if !options.no_lint {
+        tally.check("cargo fmt --check", checks::format());
+        tally.check("cargo clippy", checks::clippy());
+    }
+    let agent = checks::guest_binaries(&cache, &progress, &mut tally);
+    // Without the binary the guest cannot be made, and every VM test would fail one by one with the same words.
+    if let Some(agent) = agent {
+        tests::artifacts::prepare(&agent, &progress)
+            .context("Cannot prepare the guest for the tests")?;
+        workspace::test(&agent, &options.cargo_test, &mut tally)?;
+    }
+    println!("\n{}", tally.summary());
+    Ok(tally.passes())
+}

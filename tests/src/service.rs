@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent as a service on a unix socket, without a VM: for everything that is about the wire and not about a kernel.
+//!
+//! It runs in private mount, process, network, ipc, uts and cgroup namespaces with a `/run` of its own, so that it may do as root
+//! what it does in a guest without touching the host. Dropping the [`Service`] ends the namespaces and all that runs in them.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+
+use crate::agent::{Agent, Connect};
+use crate::artifacts;
+
+/// Where the tests' root file system lies inside the namespaces.
+const ROOTFS: &str = "/run/image";
+
+/// How long a service may take from its start to the first accepted connection.
+const START: Duration = Duration::from_secs(20);
+
+/// How long the namespaces may take to end.
+const END: Duration = Duration::from_secs(5);
+
+/// Runs as PID 1 of the new namespace and stays there, so that the agent is not PID 1 and knows itself to be a service.
+///
+/// Its standard input is the story's hold on it: when that ends, however the test process went, so does all of this, and the cgroups
+/// that the containers left on the host are removed. (A background job's input is /dev/null unless it is told otherwise.)
+const SCRIPT: &str = r#"
+set -e
+agent=$1 rootfs=$2 scope=$3
+mount -t tmpfs -o mode=755 tmpfs /run
+cp -a "$rootfs" /run/image
+mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null || mount -t tmpfs tmpfs /sys/fs/cgroup
+exec 3<&0
+"$agent" 3<&- &
+pid=$!
+(cat <&3 >/dev/null; kill -9 $pid) &
+status=0
+wait $pid || status=$?
+echo "the agent ended with status $status"
+kill -9 -1 || true
+for try in 1 2 3 4 5 6 7 8 9; do
+    find "/sys/fs/cgroup/$scope" -depth -type d -exec rmdir {} + 2>/dev/null && break
+    sleep 0.05
+done
+"#;
+
+/// An agent that runs as a service. Derefs to the [`Agent`] to talk to.
+pub struct Service {
+    agent: Agent,
+    inner: Inner,
+}
+
+struct Inner {
+    child: Mutex<Child>,
+    dir: TempDir,
+}
+
+impl Deref for Service {
+    type Target = Agent;
+
+    fn deref(&self) -> &Agent {
+        &self.agent
+    }
+}
+
+impl Service {
+    /// Starts an agent of the story's own.
+    pub async fn start() -> Service {
+        Service::try_start()
+            .await
+            .unwrap_or_else(|e| panic!("The agent does not start as a service: {e:#}"))
+    }
+
+    async fn try_start() -> Result<Service> {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let dir = tempfile::tempdir().context("Cannot create a temporary directory")?;
+        // Cgroups are the host's, whatever the namespace shows: each service has a part of its own.
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let scope = format!("keelson-tests-{}-{number}", std::process::id());
+        let agent = artifacts::service_agent()?;
+        let child = spawn(dir.path(), &agent, &artifacts::rootfs()?, &scope)?;
+        let inner = Inner {
+            child: Mutex::new(child),
+            dir,
+        };
+        let socket = inner.socket();
+        inner.wait_for_socket().await?;
+        let connect: Arc<Connect> = Arc::new(move || {
+            let socket = socket.clone();
+            Box::pin(async move {
+                UnixStream::connect(&socket)
+                    .await
+                    .unwrap_or_else(|e| panic!("The agent's socket: {e}"))
+            })
+        });
+        let agent = Agent::reach(connect, ROOTFS, &scope).await;
+        Ok(Service { agent, inner })
+    }
+
+    /// What the agent has written so far, log and all.
+    pub fn log(&self) -> String {
+        self.inner.log()
+    }
+
+    /// Insists that the agent ends by itself, as it does after DestroySandbox.
+    pub async fn expect_end(&self) {
+        let end = Instant::now() + START;
+        while self
+            .inner
+            .child()
+            .try_wait()
+            .expect("the child can be waited for")
+            .is_none()
+        {
+            assert!(Instant::now() < end, "The agent is still running");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Inner {
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn wait_for_socket(&self) -> Result<()> {
+        let end = Instant::now() + START;
+        loop {
+            if UnixStream::connect(self.socket()).await.is_ok() {
+                return Ok(());
+            }
+            if let Some(status) = self.child().try_wait()? {
+                bail!("It ended with {status}:\n{}", self.log());
+            }
+            if Instant::now() > end {
+                bail!(
+                    "No one listens on {} yet:\n{}",
+                    self.socket().display(),
+                    self.log()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "---- agent's log ----\n{}---- end of the log ----",
+                self.log()
+            );
+        }
+        let mut child = self.child();
+        drop(child.stdin.take());
+        let end = Instant::now() + END;
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // For when the script is stuck; its death takes PID 1 of the namespace with it (`--kill-child`), and that all the rest.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn spawn(dir: &Path, agent: &Path, rootfs: &Path, scope: &str) -> Result<Child> {
+    let log = File::create(dir.join("log")).context("Cannot create the log file")?;
+    let mut command = Command::new("unshare");
+    if !is_root()? {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+        .args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--net",
+            "--ipc",
+            "--uts",
+            "--cgroup",
+        ])
+        .args([
+            "--mount-proc",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            SCRIPT,
+            "sh",
+        ])
+        .args([agent, rootfs, Path::new(scope)])
+        .env(
+            "KATA_AGENT_SERVER_ADDR",
+            format!("unix://{}", dir.join("agent.sock").display()),
+        )
+        .env("KATA_AGENT_LOG_LEVEL", "debug")
+        .stdin(Stdio::piped())
+        .stdout(log.try_clone().context("Cannot share the log file")?)
+        .stderr(log);
+    command
+        .spawn()
+        .context("Cannot run unshare (package util-linux)")
+}
+
+fn is_root() -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata("/proc/self")
+        .context("Cannot look at /proc/self")?
+        .uid()
+        == 0)
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs a test's story: an async block on the one runtime of the test process, with a deadline.
+//!
+//! One runtime for the whole process, because VMs and services are shared between the tests of a process and their connections live
+//! in the runtime that opened them.
+
+use std::future::Future;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+
+use crate::ledger::{self, Entry};
+
+/// The variable that, set to `1`, skips every story that needs a VM.
+pub const SKIP_VM: &str = "KEELSON_SKIP_VM";
+
+/// The variable that sets a story's deadline in seconds.
+pub const DEADLINE: &str = "KEELSON_STORY_SECONDS";
+
+/// Long enough for any story on a loaded machine without KVM; what exceeds it hangs.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(300);
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a tokio runtime can be made")
+});
+
+/// The runtime that stories, and all they share, live in.
+pub fn runtime() -> &'static Runtime {
+    &RUNTIME
+}
+
+/// Tells a story that needs a VM, unless VMs are to be skipped.
+pub fn vm_story(story: impl Future<Output = ()>) {
+    if std::env::var(SKIP_VM).is_ok_and(|v| v == "1") {
+        ledger::note(Entry::Skipped);
+        return;
+    }
+    ledger::note(Entry::Vm);
+    tell(story);
+}
+
+/// Tells a story of the agent as a service, without a VM.
+pub fn service_story(story: impl Future<Output = ()>) {
+    ledger::note(Entry::Service);
+    tell(story);
+}
+
+fn tell(story: impl Future<Output = ()>) {
+    let limit = deadline();
+    runtime().block_on(async {
+        // Pinned here and not moved into the timeout, so that on expiry the story is dropped by the panic's unwinding: what it
+        // holds then knows that it failed, and prints its console.
+        tokio::pin!(story);
+        if tokio::time::timeout(limit, &mut story).await.is_err() {
+            panic!("The story did not end within {} s", limit.as_secs());
+        }
+    });
+}
+
+fn deadline() -> Duration {
+    let seconds = std::env::var(DEADLINE).ok().and_then(|v| v.parse().ok());
+    seconds.map_or(DEFAULT_DEADLINE, Duration::from_secs)
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A booted guest: `Vm::boot(|guest| guest.cpus(2)).await`, or `Vm::shared().await` for stories that can share one.
+//!
+//! Owns what is specific to tests: which image is booted, how many VMs run at once, the shared VM and what is printed when a story
+//! fails. The machine itself is rootfs-builder's.
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocols::agent::{CreateSandboxRequest, Storage};
+use rootfs_builder::vm::{Disk, DiskKind, Share, Vm as Machine, VmConfig};
+use tokio::sync::OnceCell;
+
+use crate::agent::{Agent, Connect};
+use crate::artifacts::{self, GuestImage};
+use crate::container::Container;
+use crate::slots::{self, Slot};
+use crate::{exit, spec};
+
+/// The agent's RPC port.
+pub const PORT: u32 = 1024;
+
+/// Where the guest mounts the shared directory, as every Kata host asks for.
+pub const SHARED: &str = "/run/kata-containers/shared/containers";
+
+/// How long a power-off may take.
+const POWER_OFF: Duration = Duration::from_secs(60);
+
+/// What to boot.
+#[derive(Debug)]
+pub struct Guest {
+    config: VmConfig,
+}
+
+impl Guest {
+    /// The guest's memory.
+    pub fn memory_mib(mut self, size: u32) -> Guest {
+        self.config.memory_mib = size;
+        self
+    }
+
+    /// The number of processors.
+    pub fn cpus(mut self, count: u32) -> Guest {
+        self.config.cpus = count;
+        self
+    }
+
+    /// Adds words to the kernel command line.
+    pub fn words(mut self, words: &str) -> Guest {
+        self.config
+            .cmdline
+            .extend(words.split(' ').map(str::to_owned));
+        self
+    }
+
+    /// Offers a directory by virtio-fs.
+    pub fn share(mut self, path: &Path) -> Guest {
+        self.config.share = Some(Share {
+            path: path.to_owned(),
+            readonly: false,
+        });
+        self
+    }
+
+    /// Adds a virtio-blk disk, `/dev/vda` for the first.
+    pub fn disk(mut self, path: &Path) -> Guest {
+        let path = path.to_owned();
+        self.config.disks.push(Disk {
+            path,
+            serial: String::new(),
+            readonly: false,
+            kind: DiskKind::VirtioBlk,
+        });
+        self
+    }
+
+    /// Adds an nvdimm, `/dev/pmem0` for the first.
+    pub fn pmem(mut self, path: &Path) -> Guest {
+        let path = path.to_owned();
+        self.config.disks.push(Disk {
+            path,
+            serial: String::new(),
+            readonly: false,
+            kind: DiskKind::Pmem,
+        });
+        self
+    }
+
+    /// Adds arguments for QEMU.
+    pub fn qemu(mut self, arguments: &[&str]) -> Guest {
+        self.config
+            .extra_args
+            .extend(arguments.iter().map(|a| a.into()));
+        self
+    }
+}
+
+/// A machine that shows its console when the story that holds it fails.
+struct Shown(Arc<Machine>);
+
+/// A running guest with an agent that answers. Derefs to the [`Agent`].
+pub struct Vm {
+    machine: Shown,
+    agent: Agent,
+    _slot: Option<Slot>,
+}
+
+impl Deref for Vm {
+    type Target = Agent;
+
+    fn deref(&self) -> &Agent {
+        &self.agent
+    }
+}
+
+impl Vm {
+    /// Boots a guest of the story's own and waits until its agent answers.
+    pub async fn boot(shape: impl FnOnce(Guest) -> Guest) -> Vm {
+        let image = artifacts::guest().await;
+        let slot = slots::take(&artifacts::slots_dir(), slots::limit()).await;
+        let slot = slot.unwrap_or_else(|e| panic!("No slot for a VM: {e:#}"));
+        Vm::start(image, shape, Some(slot)).await
+    }
+
+    /// The guest that the stories of this test process share, with its sandbox created. Container ids must be the story's own.
+    pub async fn shared() -> Vm {
+        static SHARED: OnceCell<(Arc<Machine>, Agent)> = OnceCell::const_new();
+        let shared = SHARED.get_or_init(async || {
+            let vm = Vm::start(artifacts::guest().await, |g| g, None).await;
+            vm.create_sandbox(|_| ()).await;
+            // A static is never dropped: the processes die with this one, their directory has to be seen to.
+            exit::remove_at_exit(vm.machine.dir().to_owned());
+            (Arc::clone(&vm.machine), vm.agent.clone())
+        });
+        let (machine, agent) = shared.await.clone();
+        Vm {
+            machine: Shown(machine),
+            agent,
+            _slot: None,
+        }
+    }
+
+    async fn start(
+        image: &GuestImage,
+        shape: impl FnOnce(Guest) -> Guest,
+        slot: Option<Slot>,
+    ) -> Vm {
+        let Guest { config } = shape(Guest {
+            config: image.config(),
+        });
+        let machine = Machine::start(config)
+            .await
+            .unwrap_or_else(|e| panic!("The VM does not start: {e:#}"));
+        let machine = Shown(Arc::new(machine));
+        if let Err(e) = machine.connect(PORT).await {
+            panic!("The agent's port does not open: {e:#}");
+        }
+        let door = Arc::clone(&machine);
+        let connect: Arc<Connect> = Arc::new(move || {
+            let door = door.clone();
+            Box::pin(async move {
+                door.connect(PORT)
+                    .await
+                    .unwrap_or_else(|e| panic!("The agent's port is closed: {e:#}"))
+            })
+        });
+        let agent = Agent::reach(connect, artifacts::ROOTFS, "stories").await;
+        let vm = Vm {
+            machine,
+            agent,
+            _slot: slot,
+        };
+        vm.rpc()
+            .check()
+            .await
+            .unwrap_or_else(|e| panic!("Check: {e}"));
+        vm
+    }
+
+    /// The machine, for what the vocabulary has no word for.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Creates the sandbox, after `shape` has had its way with the request.
+    pub async fn create_sandbox(&self, shape: impl FnOnce(&mut CreateSandboxRequest)) {
+        let mut request = CreateSandboxRequest::new();
+        request.hostname = "guest".to_owned();
+        request.sandbox_id = "sandbox".to_owned();
+        shape(&mut request);
+        self.rpc()
+            .create_sandbox(&request)
+            .await
+            .unwrap_or_else(|e| panic!("CreateSandbox: {e}"));
+    }
+
+    /// A container that sees the guest as PID 1 does: all capabilities, the guest's processes, the guest's `/` at `/mnt`. For
+    /// looking at what is left behind.
+    pub async fn probe(&self, id: &str) -> Container {
+        let guest_pids = |linux: &mut protocols::oci::Linux| {
+            linux.MaskedPaths.clear();
+            linux.ReadonlyPaths.clear();
+            let mut pids = spec::namespace("pid");
+            pids.Path = "/proc/1/ns/pid".to_owned();
+            linux.Namespaces.push(pids);
+        };
+        self.container(id)
+            .linux(guest_pids)
+            .capabilities(&spec::ALL_CAPABILITIES)
+            .bind("/mnt", "/")
+            .args(&["sleep", "1000000"])
+            .start()
+            .await
+    }
+
+    /// Asks for the end of the sandbox and insists that the machine powers off.
+    pub async fn expect_power_off(&self) {
+        // The answer may lose the race against the power-off; hosts take a lost connection for success.
+        let answer = self.rpc().destroy_sandbox(&Default::default()).await;
+        if let Err(refusal) = answer {
+            assert!(refusal.code.is_none(), "DestroySandbox: {refusal}");
+        }
+        let status = self
+            .machine
+            .wait_exit(POWER_OFF)
+            .await
+            .unwrap_or_else(|e| panic!("No power-off: {e:#}"));
+        assert!(status.success(), "QEMU ended with {status}");
+    }
+
+    /// The console's lines so far.
+    pub fn console(&self) -> Vec<String> {
+        self.machine
+            .lines()
+            .into_iter()
+            .map(|line| line.text)
+            .collect()
+    }
+}
+
+impl Deref for Shown {
+    type Target = Arc<Machine>;
+
+    fn deref(&self) -> &Arc<Machine> {
+        &self.0
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.0.report());
+        }
+    }
+}
+
+/// The storage that mounts the shared directory where hosts want it.
+pub fn shared_storage() -> Storage {
+    storage("virtio-fs", "kataShared", "virtiofs", SHARED, &["nodev"])
+}
+
+/// A storage entry.
+pub fn storage(
+    driver: &str,
+    source: &str,
+    fstype: &str,
+    mount_point: &str,
+    options: &[&str],
+) -> Storage {
+    let mut storage = Storage::new();
+    storage.driver = driver.to_owned();
+    storage.source = source.to_owned();
+    storage.fstype = fstype.to_owned();
+    storage.mount_point = mount_point.to_owned();
+    storage.options = options.iter().map(|&o| o.to_owned()).collect();
+    storage
+}
+
+/// A raw disk image of `mib` MiB with an ext4 file system that holds the tree `from`, if any.
+pub fn ext4_image(path: &Path, mib: u32, from: Option<&Path>) -> PathBuf {
+    let mut command = std::process::Command::new("mkfs.ext4");
+    command.env("PATH", search_path()).args(["-q", "-F"]);
+    if let Some(tree) = from {
+        command.arg("-d").arg(tree);
+    }
+    command.arg(path).arg(format!("{mib}M"));
+    command.stdout(std::process::Stdio::null());
+    let status = command
+        .status()
+        .unwrap_or_else(|e| panic!("Cannot run mkfs.ext4 (package e2fsprogs): {e}"));
+    assert!(status.success(), "mkfs.ext4 {}: {status}", path.display());
+    path.to_owned()
+}
+
+/// The user's search path, and the directories of the system's own programs that it may lack.
+fn search_path() -> String {
+    format!(
+        "{}:/usr/sbin:/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    )
+}
