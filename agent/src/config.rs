@@ -30,6 +30,15 @@ impl Default for Config {
     }
 }
 
+/// Words of Kata's agent that would have an effect there and have none here.
+const UNSUPPORTED: [&str; 5] = [
+    "agent.config_file",
+    "agent.debug_console",
+    "agent.debug_console_vport",
+    "agent.passfd_listener_port",
+    "agent.trace",
+];
+
 impl Config {
     /// From the kernel command line and the environment. The second part names
     /// what could not be used, for the log: there is none yet.
@@ -40,7 +49,12 @@ impl Config {
         let mut config = Self::default();
         let mut complaints = Vec::new();
         for word in cmdline.words() {
-            if let Some(value) = word.value
+            if UNSUPPORTED.contains(&word.key) {
+                complaints.push(format!(
+                    "Kernel word '{}' has no effect: not supported yet",
+                    word.key
+                ));
+            } else if let Some(value) = word.value
                 && config.apply(word.key, value).is_none()
             {
                 complaints.push(format!(
@@ -114,6 +128,14 @@ mod tests {
         );
         assert_eq!(config, Config::default());
         assert_eq!(complaints.len(), 4);
+    }
+
+    #[test]
+    fn words_without_effect_are_named() {
+        let (config, complaints) =
+            read("agent.debug_console agent.config_file=/x agent.trace=true quiet");
+        assert_eq!(config, Config::default());
+        assert_eq!(complaints.len(), 3);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub const NEEDS: &[Need] = &[
 ];
 
 /// Counts up when the layout of an entry changes, so that entries of older versions are not taken.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// Why no prebuilt kernel could be had.
 #[derive(Debug, thiserror::Error)]

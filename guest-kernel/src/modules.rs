@@ -190,7 +190,7 @@ impl ModuleTree {
         for dependency in info.soft {
             self.visit(&dependency, out, open, order)?;
         }
-        fs::write(&target, bytes).map_err(io_error("write", &target))?;
+        fs::write(&target, unsigned(&bytes)).map_err(io_error("write", &target))?;
         order.push(target);
         Ok(())
     }
@@ -252,6 +252,27 @@ fn decompressed(path: &Path) -> Result<Vec<u8>, ModuleError> {
         status: out.status,
         tail,
     }))
+}
+
+/// What the kernel's `scripts/sign-file` appends last.
+const SIGNATURE_MAGIC: &[u8] = b"~Module signature appended~\n";
+/// Size of `struct module_signature` before it; its last four bytes are the length of the signature proper (big endian).
+const SIGNATURE_INFO: usize = 12;
+
+/// A module without its appended signature. A kernel that does not insist on signatures checks those that are there all the same, and
+/// that is two thirds of the time that loading takes.
+fn unsigned(module: &[u8]) -> &[u8] {
+    let Some(signed) = module.strip_suffix(SIGNATURE_MAGIC) else {
+        return module;
+    };
+    let Some((_, length)) = signed.split_last_chunk::<4>() else {
+        return module;
+    };
+    let appended = SIGNATURE_INFO + u32::from_be_bytes(*length) as usize;
+    match signed.len().checked_sub(appended) {
+        Some(end) => &signed[..end],
+        None => module,
+    }
 }
 
 /// What a module says about its dependencies.
@@ -371,6 +392,22 @@ mod tests {
         .unwrap();
         assert_eq!(info.depends, ["a_b", "c"]);
         assert_eq!(info.soft, ["d_e", "f"]);
+    }
+
+    #[test]
+    fn an_appended_signature_is_taken_off() {
+        let mut signed = b"module".to_vec();
+        signed.extend(b"PKCS7");
+        signed.extend([0, 0, 2, 0, 0, 0, 0, 0]);
+        signed.extend(5u32.to_be_bytes());
+        let damaged = [&signed[..], b"~"].concat();
+        signed.extend(SIGNATURE_MAGIC);
+        assert_eq!(unsigned(&signed), b"module");
+        assert_eq!(unsigned(b"module"), b"module");
+        assert_eq!(unsigned(&damaged), damaged);
+        let absurd = [&[0xff; 12][..], SIGNATURE_MAGIC].concat();
+        assert_eq!(unsigned(&absurd), absurd);
+        assert_eq!(unsigned(SIGNATURE_MAGIC), SIGNATURE_MAGIC);
     }
 
     #[test]

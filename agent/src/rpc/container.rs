@@ -37,6 +37,7 @@ fn plan(request: CreateContainerRequest) -> ttrpc::Result<CreatePlan> {
     if !request.shared_mounts.is_empty() {
         return Err(PlanError::Unsupported("shared_mounts are").status());
     }
+    refuse_passfd([request.stdin_port, request.stdout_port, request.stderr_port])?;
     let bundle = bundle::path_of(&id);
     let storages = request
         .storages
@@ -79,4 +80,13 @@ pub async fn remove(
     };
     result.map_err(lifecycle)?;
     Ok(Empty::new())
+}
+
+/// Streams that the host would pass over sockets of their own (protocol
+/// section 11.5): leaving them out silently would lose them.
+pub fn refuse_passfd(ports: [u32; 3]) -> ttrpc::Result<()> {
+    if ports == [0; 3] {
+        return Ok(());
+    }
+    Err(PlanError::Unsupported("Streams over ports of their own are").status())
 }

@@ -9,12 +9,14 @@ use protocols::agent::{
 use protocols::convert::process_from_wire;
 use protocols::empty::Empty;
 
+use super::container::refuse_passfd;
 use super::status::{Coded, lifecycle, missing};
 use crate::container::plan::{ExecId, PlanError, process};
 use crate::sandbox::Sandbox;
 
 pub async fn exec(sandbox: &Arc<Sandbox>, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
     let id = ExecId::parse(&request.exec_id).map_err(Coded::status)?;
+    refuse_passfd([request.stdin_port, request.stdout_port, request.stderr_port])?;
     let wire = request.process.as_ref().ok_or_else(|| missing("process"))?;
     let oci = process_from_wire(wire).map_err(|e| PlanError::from(e).status())?;
     let plan = process::plan(&oci).map_err(Coded::status)?;
