@@ -110,6 +110,27 @@ impl Service {
         self.inner.log()
     }
 
+    /// Kills the agent's launcher, as the OOM killer might, and waits until it is gone; insists that there was one.
+    pub async fn kill_launcher(&self) {
+        let own = self.inner.child().id();
+        let launcher = std::fs::read_dir("/proc")
+            .expect("/proc is there")
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .find(|&pid| name_of(pid).as_deref() == Some(LAUNCHER) && descends_from(pid, own))
+            .expect("the agent has a launcher");
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(launcher as i32).expect("no process is 0"),
+            rustix::process::Signal::KILL,
+        )
+        .expect("the launcher can be killed");
+        let end = Instant::now() + END;
+        while Path::new(&format!("/proc/{launcher}")).exists() {
+            assert!(Instant::now() < end, "the agent does not reap its launcher");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Insists that the agent ends by itself, as it does after DestroySandbox.
     pub async fn expect_end(&self) {
         let end = Instant::now() + START;
@@ -124,6 +145,24 @@ impl Service {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// What the launcher calls itself.
+const LAUNCHER: &str = "keelson-launch";
+
+fn name_of(pid: u32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim().to_owned())
+}
+
+fn descends_from(pid: u32, ancestor: u32) -> bool {
+    let parent = |pid: u32| -> Option<u32> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        line.trim().parse().ok()
+    };
+    std::iter::successors(Some(pid), |&pid| parent(pid).filter(|&pid| pid != 0))
+        .any(|pid| pid == ancestor)
 }
 
 impl Inner {

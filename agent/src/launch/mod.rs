@@ -89,13 +89,20 @@ impl Launcher {
         fds.extend(pid_namespace);
         fds.extend(cgroup);
         let mut socket = self.socket.lock().await;
-        if socket.is_none() {
-            *socket = Some(start().map_err(LaunchError::Start)?);
-        }
-        let running = socket
+        let delivered = socket
             .as_ref()
-            .ok_or_else(|| LaunchError::Start(io::ErrorKind::NotFound.into()))?;
-        let answer = exchange(running, order, &fds).await;
+            .is_some_and(|running| send(running, order, &fds).is_ok());
+        if !delivered {
+            // The first order, or the launcher died since the last one: then
+            // nothing of this one has arrived anywhere.
+            let fresh = start().map_err(LaunchError::Start)?;
+            send(&fresh, order, &fds).map_err(LaunchError::Lost)?;
+            *socket = Some(fresh);
+        }
+        let answer = match socket.as_ref() {
+            Some(running) => receive(running).await,
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
         if answer.is_err() {
             *socket = None;
         }
@@ -109,14 +116,13 @@ impl Launcher {
     }
 }
 
-async fn exchange(
-    socket: &AsyncFd<OwnedFd>,
-    order: Order,
-    fds: &[BorrowedFd<'_>],
-) -> io::Result<Receipt> {
+fn send(socket: &AsyncFd<OwnedFd>, order: Order, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut bytes = [0; 32];
     let encoded = postcard::to_slice(&order, &mut bytes).map_err(io::Error::other)?;
-    message::send_with_fds(socket.as_raw_fd(), encoded, fds)?;
+    message::send_with_fds(socket.as_raw_fd(), encoded, fds).map(drop)
+}
+
+async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<Receipt> {
     let mut answer = [0; 32];
     let length = loop {
         let mut ready = socket.readable().await?;

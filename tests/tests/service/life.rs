@@ -43,6 +43,19 @@ fn a_container_lives_and_leaves_nothing() {
     });
 }
 
+#[test]
+fn a_launcher_that_dies_is_replaced() {
+    service_story(async {
+        let agent = Service::start().await;
+        let c = agent.container("c1").args(&["sleep", "1000"]).start().await;
+        c.sh("true").await.ok();
+        agent.kill_launcher().await;
+        assert_eq!(c.sh("echo again").await.ok(), "again");
+        agent.container("c2").sh("true").run().await.ok();
+        c.kill_and_remove().await;
+    });
+}
+
 /// The reference rolls back the duplicate by its id, which destroys the first container.
 #[test]
 fn a_duplicate_id_does_not_touch_the_first() {
