@@ -206,7 +206,9 @@ fn mount_v1(path: &Path) -> Result<(), CgroupError> {
             mount(controller, &directory, "cgroup", flags, controller)
         });
         if let Err(error) = mounted {
-            // One controller less, the others are as good.
+            // One controller less, the others are as good. Its directory must not look like a hierarchy:
+            // /proc/cgroups lists controllers that the kernel has for v2 only.
+            let _ = std::fs::remove_dir(&directory);
             log::warn!("{}", Chain(&error));
         }
     }

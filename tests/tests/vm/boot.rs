@@ -187,6 +187,11 @@ fn cgroup_v1_when_asked_for() {
             .sh("cd /mnt/sys/fs/cgroup && stat -f -c %t pids cpu && ls")
             .await;
         assert!(listing.ok().starts_with("27e0eb\n27e0eb\n"), "{listing:?}");
+        // A controller that could not be mounted leaves no directory that looks like one.
+        let kinds = probe
+            .sh("stat -f -c %t /mnt/sys/fs/cgroup/* | sort -u")
+            .await;
+        assert_eq!(kinds.ok(), "27e0eb", "{}", listing.stdout);
         let c = vm.container("c1").args(&["sleep", "1000"]).start().await;
         // Not memory: Debian's kernels have that for v2 only.
         for controller in ["pids", "cpu", "freezer", "devices"] {
