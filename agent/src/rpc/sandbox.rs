@@ -10,7 +10,7 @@ use super::status::Coded;
 use crate::sandbox::{KernelModule, Sandbox, SandboxError, SandboxPlan};
 use crate::storage::StoragePlan;
 
-pub async fn create(sandbox: &Sandbox, request: CreateSandboxRequest) -> ttrpc::Result<Empty> {
+pub async fn create(sandbox: &Arc<Sandbox>, request: CreateSandboxRequest) -> ttrpc::Result<Empty> {
     let plan = plan(request).map_err(Coded::status)?;
     log::info!("Sandbox '{}' is created", plan.id);
     sandbox.create(plan).await.map_err(Coded::status)?;

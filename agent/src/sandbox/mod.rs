@@ -137,12 +137,13 @@ impl Sandbox {
         let _ = self.end.subscribe().wait_for(|ended| *ended).await;
     }
 
-    /// CreateSandbox. A failed one may be repeated.
+    /// CreateSandbox, to the end even if the caller goes away. A failed one may
+    /// be repeated.
     ///
     /// # Errors
     /// [`SandboxError::Exists`] for a second one, which does not touch the
     /// first; else what failed, all of it undone but the kernel modules.
-    pub async fn create(&self, plan: SandboxPlan) -> Result<(), SandboxError> {
+    pub async fn create(self: &Arc<Self>, plan: SandboxPlan) -> Result<(), SandboxError> {
         {
             let mut registry = self.registry();
             if let Some(id) = &registry.id {
@@ -150,11 +151,15 @@ impl Sandbox {
             }
             registry.id = Some(plan.id.clone());
         }
-        let result = self.set_up(plan).await;
-        if result.is_err() {
-            self.registry().id = None;
-        }
-        result
+        let this = self.clone();
+        let work = async move {
+            let result = this.set_up(plan).await;
+            if result.is_err() {
+                this.registry().id = None;
+            }
+            result
+        };
+        tokio::spawn(work).await.map_err(|_| SandboxError::Task)?
     }
 
     async fn set_up(&self, plan: SandboxPlan) -> Result<(), SandboxError> {
@@ -164,12 +169,12 @@ impl Sandbox {
         }
         let (ipc, uts) =
             namespaces::create(&plan.hostname).map_err(|e| SandboxError::Setup("Namespaces", e))?;
+        self.engine.launcher.warm().await?;
         self.storages.acquire(plan.storages, SANDBOX_OWNER).await?;
         if let Err(error) = dns::set_up(&plan.dns) {
             self.release(SANDBOX_OWNER).await;
             return Err(SandboxError::Setup("DNS", error));
         }
-        self.engine.launcher.warm().await?;
         let mut registry = self.registry();
         registry.shared.ipc = Some(Arc::new(ipc));
         registry.shared.uts = Some(Arc::new(uts));
@@ -306,8 +311,9 @@ impl Sandbox {
         }
     }
 
-    /// DestroySandbox: every container is removed; what fails is logged, since
-    /// the VM ends anyway.
+    /// DestroySandbox, to the end even if the caller goes away, as hosts do:
+    /// every container is removed and every storage unmounted. What fails is
+    /// logged, since the VM ends anyway.
     ///
     /// # Errors
     /// [`SandboxError::Ending`] for a second one.
@@ -319,15 +325,21 @@ impl Sandbox {
             }
             registry.containers.keys().cloned().collect()
         };
-        for id in ids {
+        let this = self.clone();
+        let work = async move { this.take_down(ids).await };
+        tokio::spawn(work).await.map_err(|_| SandboxError::Task)
+    }
+
+    async fn take_down(self: &Arc<Self>, containers: Vec<String>) {
+        for id in containers {
             if let Err(error) = self.remove(&id).await {
-                log::warn!(
-                    "Container {id} at the end of the sandbox: {}",
-                    crate::rpc::status::chain(&error)
-                );
+                let cause = crate::rpc::status::chain(&error);
+                log::warn!("Container {id} at the end of the sandbox: {cause}");
             }
         }
+        for error in self.storages.release_all().await {
+            log::warn!("{}", crate::rpc::status::chain(&error));
+        }
         self.end.send_replace(true);
-        Ok(())
     }
 }

@@ -277,6 +277,24 @@ fn destroying_the_sandbox_ends_the_service() {
     });
 }
 
+/// Hosts do not wait for the answer to the end.
+#[test]
+fn destroying_goes_on_without_the_host() {
+    service_story(async {
+        let agent = Service::start().await;
+        agent
+            .container("left")
+            .args(&["sleep", "1000"])
+            .start()
+            .await;
+        let mut wire = agent.wire().await;
+        let at_once = Duration::from_nanos(1);
+        wire.ask_within(at_once, "grpc.AgentService", "DestroySandbox", &[])
+            .await;
+        agent.expect_end().await;
+    });
+}
+
 /// The reference empties everything below its directory, through bind mounts, into the containers' own files.
 #[test]
 fn a_second_sandbox_does_not_empty_the_first() {
