@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -60,6 +60,32 @@ pub enum Content {
     File(PathBuf),
 }
 
+impl Content {
+    /// The number of bytes.
+    pub fn len(&self) -> Result<u64, TreeError> {
+        match self {
+            Content::Bytes(bytes) => Ok(bytes.len() as u64),
+            Content::File(path) => {
+                let metadata = fs::metadata(path).map_err(io_error("look at", path))?;
+                Ok(metadata.len())
+            }
+        }
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> Result<bool, TreeError> {
+        Ok(self.len()? == 0)
+    }
+
+    /// A reader of the bytes.
+    pub fn open(&self) -> Result<Box<dyn Read + '_>, TreeError> {
+        Ok(match self {
+            Content::Bytes(bytes) => Box::new(&bytes[..]),
+            Content::File(path) => Box::new(File::open(path).map_err(io_error("open", path))?),
+        })
+    }
+}
+
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -102,6 +128,8 @@ pub struct Entry {
     pub gid: u32,
     /// What it is.
     pub kind: Kind,
+    /// Extended attributes by their full names, such as `security.capability`. An initramfs cannot hold them.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Entry {
@@ -112,6 +140,7 @@ impl Entry {
             uid: 0,
             gid: 0,
             kind,
+            xattrs: BTreeMap::new(),
         }
     }
 
@@ -166,6 +195,15 @@ impl Tree {
         Ok(())
     }
 
+    /// Removes the entry at `path` and all that is below it.
+    pub fn remove(&mut self, path: impl AsRef<Path>) -> Result<(), TreeError> {
+        let name = normalise(path.as_ref())?;
+        let below = [&name, &b"/"[..]].concat();
+        self.entries
+            .retain(|path, _| *path != name && !path.starts_with(&below));
+        Ok(())
+    }
+
     /// The entry at `path`, if there is one.
     pub fn get(&self, path: impl AsRef<Path>) -> Option<&Entry> {
         self.entries.get(&normalise(path.as_ref()).ok()?)
@@ -204,10 +242,9 @@ impl Tree {
             self.insert(
                 &path,
                 Entry {
-                    mode,
                     uid,
                     gid,
-                    kind,
+                    ..Entry::new(kind, mode)
                 },
             )?;
             if is_directory {
@@ -234,6 +271,9 @@ impl Tree {
             key = key
                 .field("path", path)
                 .field("numbers", numbers.map(u32::to_le_bytes).concat());
+            for (name, value) in &entry.xattrs {
+                key = key.field("attribute", name).field("value", value);
+            }
             key = match &entry.kind {
                 Kind::File(Content::Bytes(bytes)) => {
                     let digest = Key::of("").field("", bytes).finish();
@@ -359,6 +399,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_removed_goes_with_what_is_below() {
+        let mut tree = Tree::default();
+        for path in ["a/b/c", "a/bc", "d"] {
+            tree.insert(path, Entry::bytes("x", 0o644)).unwrap();
+        }
+        tree.remove("/a/b").unwrap();
+        assert_eq!(paths(&tree), ["a", "a/bc", "d"]);
+        assert!(tree.remove("..").is_err());
+    }
+
+    #[test]
+    fn content_is_read_from_either_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, "text").unwrap();
+        for content in [Content::File(path.clone()), Content::Bytes(b"text".into())] {
+            let mut text = String::new();
+            content.open().unwrap().read_to_string(&mut text).unwrap();
+            assert_eq!((content.len().unwrap(), &text[..]), (4, "text"));
+            assert!(!content.is_empty().unwrap());
+        }
+        let gone = Content::File(dir.path().join("gone"));
+        assert!(gone.open().is_err() && gone.len().is_err());
+    }
+
+    #[test]
     fn the_digest_follows_content_and_metadata() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
@@ -373,6 +439,12 @@ mod tests {
         assert_ne!(digest(0o755), first);
         fs::write(&path, "two").unwrap();
         assert_ne!(digest(0o644), first);
+        fs::write(&path, "one").unwrap();
+        let mut entry = Entry::file(&path, 0o644);
+        entry.xattrs.insert(b"user.a".into(), b"b".into());
+        let mut tree = Tree::default();
+        tree.insert("f", entry).unwrap();
+        assert_ne!(tree.digest_into(Key::of("t")).unwrap().finish(), first);
     }
 
     proptest! {

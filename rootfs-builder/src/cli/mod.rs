@@ -1,19 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The command line: verbs and their options. What the verbs do is in [`act`], what a failure looks like in [`hints`].
+//! The command line: one file for each verb, with its options and what it does. What a result looks like is in [`output`], what a
+//! failure does in [`hints`].
 
-mod act;
+mod build;
+mod clean;
+mod diff;
+mod documents;
 mod hints;
+mod inspect;
+mod kata;
+mod kernel;
+pub mod output;
+mod setup;
+mod shell;
+mod verify;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
 use guest_kernel::Arch;
 
 use crate::cache::Cache;
-use crate::progress::{self, Level};
-use crate::{clean, run};
+use crate::progress::{self, Level, Progress};
+use crate::run;
+use output::Report;
 
 /// Bakes the Keelson guest into images, gets it a kernel, and runs containers in it.
 #[derive(Debug, Parser)]
@@ -25,6 +36,9 @@ pub struct Cli {
     /// Show every line of the programs that run
     #[arg(short, long, global = true)]
     verbose: bool,
+    /// Print the result as one JSON document
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -39,136 +53,42 @@ else 0. NO_COLOR is honoured.";
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::Args>),
-    Build(BuildArgs),
+    Build(Box<build::BuildArgs>),
     /// Get a kernel for the guest
     #[command(subcommand)]
-    Kernel(KernelVerb),
-    Setup(SetupArgs),
-    Clean(CleanArgs),
+    Kernel(kernel::KernelVerb),
+    Inspect(inspect::InspectArgs),
+    Verify(verify::VerifyArgs),
+    Diff(diff::DiffArgs),
+    Shell(Box<shell::ShellArgs>),
+    KataConfig(kata::KataArgs),
+    Setup(setup::SetupArgs),
+    Clean(clean::CleanArgs),
+    Completions(documents::CompletionsArgs),
+    Man(documents::ManArgs),
 }
 
-/// Build an initramfs: the guest binary alone, or with a base, and the modules of a modular kernel
-#[derive(Debug, Args)]
-struct BuildArgs {
-    /// Write the image here instead of leaving it in the cache
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// The guest's architecture: x86_64 or aarch64; this machine's if not given
-    #[arg(long, value_name = "ARCH")]
-    arch: Option<Arch>,
-    /// What goes in besides the guest binary: `none`, `debian`, or the path of a directory, an OCI image layout or archive
-    #[arg(long, value_name = "none|debian|PATH", default_value = "none")]
-    base: String,
-    /// Packages of a Debian base besides the essential ones
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    packages: Vec<String>,
-    /// The kernel whose modules go in
-    #[arg(long, value_enum, default_value_t = KernelSource::Fetched)]
-    kernel: KernelSource,
-    /// How the image is compressed
-    #[arg(long, value_enum, default_value_t = Compressor::None)]
-    compress: Compressor,
-    /// Take this guest binary instead of building it
-    #[arg(long, value_name = "FILE")]
-    binary: Option<PathBuf>,
-    /// Install what is missing on the host first
-    #[arg(long)]
-    setup: bool,
+/// What every verb works with.
+pub struct Context<'a> {
+    /// Where results are kept.
+    pub cache: &'a Cache,
+    /// Where steps are told.
+    pub progress: &'a dyn Progress,
+    /// Whether the result is to be a JSON document.
+    pub json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Compressor {
-    /// Larger, and the quickest to boot
-    None,
-    /// Every kernel can unpack it
-    Gzip,
+impl Context<'_> {
+    /// Prints a verb's result.
+    pub fn report<R: Report>(&self, report: &R) -> Result<()> {
+        output::report(report, self.json)
+    }
 }
 
-/// Which kernel's modules go into an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum KernelSource {
-    /// A distributor's
-    Fetched,
-    /// Our own
-    Built,
-    /// None: the kernel has everything built in
-    None,
-}
-
-#[derive(Debug, Subcommand)]
-enum KernelVerb {
-    /// Unpack a distributor's prebuilt kernel into the cache, with the modules the guest needs
-    Fetch {
-        /// The guest's architecture: x86_64 or aarch64; this machine's if not given
-        #[arg(long, value_name = "ARCH")]
-        arch: Option<Arch>,
-        /// Look for a newer one although one was fetched before
-        #[arg(long)]
-        refresh: bool,
-        /// Install what is missing on the host first
-        #[arg(long)]
-        setup: bool,
-    },
-    /// Build our own kernel from a distributor's source package
-    Build {
-        /// The guest's architecture: x86_64 or aarch64; this machine's if not given
-        #[arg(long, value_name = "ARCH")]
-        arch: Option<Arch>,
-        /// Parallel jobs; as many as there are processors if not given
-        #[arg(short, long, value_name = "N")]
-        jobs: Option<usize>,
-        /// A fragment of kernel options merged after ours; can be given several times
-        #[arg(long = "fragment", value_name = "FILE")]
-        fragments: Vec<PathBuf>,
-        /// Go on although options that were asked for did not survive
-        #[arg(long)]
-        allow_missing: bool,
-        /// Look for a newer source package although one was taken before
-        #[arg(long)]
-        refresh: bool,
-        /// Install what is missing on the host first
-        #[arg(long)]
-        setup: bool,
-    },
-    /// Say which of the options our guest asks for a kernel configuration lacks
-    Check {
-        /// The kernel's `.config`
-        config: PathBuf,
-        /// The guest's architecture: x86_64 or aarch64; this machine's if not given
-        #[arg(long, value_name = "ARCH")]
-        arch: Option<Arch>,
-        /// Check against these fragments instead of ours; can be given several times
-        #[arg(long = "fragment", value_name = "FILE")]
-        fragments: Vec<PathBuf>,
-    },
-}
-
-/// Install what the verbs need on this host, as far as this user can
-#[derive(Debug, Args)]
-struct SetupArgs {
-    /// The guest's architecture: x86_64 or aarch64; this machine's if not given
-    #[arg(long, value_name = "ARCH")]
-    arch: Option<Arch>,
-    /// Also what building our own kernel needs
-    #[arg(long)]
-    kernel: bool,
-    /// Only say what is missing and how to get it
-    #[arg(long)]
-    dry_run: bool,
-}
-
-/// Remove what is in the cache
-#[derive(Debug, Args)]
-struct CleanArgs {
-    /// What to remove; everything but tools and kernels if not given
-    #[arg(value_enum)]
-    parts: Vec<clean::Part>,
-    /// Everything
-    #[arg(long, conflicts_with = "parts")]
-    all: bool,
-    /// Only say what would be removed
-    #[arg(long)]
-    dry_run: bool,
+/// The architecture meant when none is given.
+fn arch_or_host(arch: Option<Arch>) -> Result<Arch> {
+    arch.or_else(Arch::host)
+        .context("This machine's architecture is none the guest runs on; say which with --arch")
 }
 
 /// Runs the program: parses its arguments, does what they say, and tells its failure with a hint where there is one.
@@ -192,12 +112,24 @@ fn execute(cli: Cli) -> Result<u8> {
     };
     let progress = progress::reporter(level);
     let cache = Cache::open()?;
+    let context = Context {
+        cache: &cache,
+        progress: &*progress,
+        json: cli.json,
+    };
     match cli.verb {
         Verb::Run(args) => return run::execute(&args, &cache, &*progress),
-        Verb::Build(args) => act::build(&args, &cache, &*progress)?,
-        Verb::Kernel(verb) => act::kernel_verb(verb, &cache, &*progress)?,
-        Verb::Setup(args) => act::set_up(&args, &cache, &*progress)?,
-        Verb::Clean(args) => act::clean_up(&args, &cache)?,
+        Verb::Shell(args) => shell::shell(&args, &context)?,
+        Verb::Build(args) => build::build(&args, &context)?,
+        Verb::Kernel(verb) => kernel::kernel_verb(verb, &context)?,
+        Verb::Inspect(args) => inspect::inspect(&args, &context)?,
+        Verb::Verify(args) => verify::verify(&args, &context)?,
+        Verb::Diff(args) => diff::diff(&args, &context)?,
+        Verb::KataConfig(args) => kata::kata(&args, &context)?,
+        Verb::Setup(args) => setup::set_up(&args, &context)?,
+        Verb::Clean(args) => clean::clean_up(&args, &context)?,
+        Verb::Completions(args) => documents::completions(&args)?,
+        Verb::Man(args) => documents::man(&args)?,
     }
     Ok(0)
 }

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Being written.
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::Context;
+
+/// Being written
+#[derive(Debug, Args)]
+pub struct ShellArgs {}
+
+/// Being written.
+pub fn shell(_args: &ShellArgs, _context: &Context<'_>) -> Result<()> {
+    bail!("Being written")
+}
