@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A guest architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Arch {
     /// 64-bit x86.
     X86_64,

@@ -24,8 +24,12 @@ use crate::{rootfs, vm};
 /// The variable that names the agent's static binary; without it the binary is built.
 pub const AGENT_VARIABLE: &str = "KEELSON_TEST_AGENT";
 
-/// The variable that says which kernel VMs boot: `fetched`, which is the default, or `built`.
+/// The variable that says which kernel VMs boot: `fetched`, the default on this machine's architecture, or `built`, the default on
+/// another, where loading modules takes long.
 pub const KERNEL_VARIABLE: &str = "KEELSON_TEST_KERNEL";
+
+/// The variable that says for which architecture VMs are: this machine's, which is the default, or another, which is emulated.
+pub const ARCH_VARIABLE: &str = "KEELSON_TEST_ARCH";
 
 /// Where the tests' root file system lies in the guest.
 pub const ROOTFS: &str = "/opt/image";
@@ -40,6 +44,7 @@ const HINT: &str =
 /// Everything that a VM is booted from.
 #[derive(Debug)]
 pub struct GuestImage {
+    arch: Arch,
     kernel: Kernel,
     initramfs: PathBuf,
     tools: Tools,
@@ -48,15 +53,16 @@ pub struct GuestImage {
 impl GuestImage {
     /// A VM of the usual shape with this image.
     pub fn config(&self) -> VmConfig {
-        VmConfig::new(arch(), &self.kernel, &self.initramfs, self.tools.clone())
+        VmConfig::new(self.arch, &self.kernel, &self.initramfs, self.tools.clone())
     }
 
-    fn make(agent: &Path, progress: &dyn Progress) -> Result<GuestImage> {
+    fn make(arch: Arch, agent: &Path, progress: &dyn Progress) -> Result<GuestImage> {
         let cache = Cache::open()?;
-        let tools = Tools::find(arch(), &cache).context(HINT)?;
-        let kernel = kernel(&cache, progress)?;
-        let initramfs = initramfs(agent, &kernel, &cache, progress)?;
+        let tools = Tools::find(arch, &cache).context(HINT)?;
+        let kernel = kernel(arch, &cache, progress)?;
+        let initramfs = initramfs(arch, agent, &kernel, &cache, progress)?;
         Ok(GuestImage {
+            arch,
             kernel,
             initramfs,
             tools,
@@ -64,51 +70,61 @@ impl GuestImage {
     }
 }
 
-/// The kernel under the guest: the distributor's, or with `KEELSON_TEST_KERNEL=built` our own.
-fn kernel(cache: &Cache, progress: &dyn Progress) -> Result<Kernel> {
+/// The kernel under the guest: the distributor's or our own, see [`KERNEL_VARIABLE`].
+fn kernel(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<Kernel> {
+    let own = Some(arch) == Arch::host();
     match std::env::var(KERNEL_VARIABLE).as_deref() {
-        Err(_) | Ok("fetched") => Ok(guest_kernel::fetch(arch(), cache, progress)?),
-        Ok("built") => Ok(guest_kernel::build(
-            arch(),
-            &BuildOptions::default(),
-            cache,
-            progress,
-        )?),
+        Err(_) if own => Ok(guest_kernel::fetch(arch, cache, progress)?),
+        Ok("fetched") => Ok(guest_kernel::fetch(arch, cache, progress)?),
+        Err(_) | Ok("built") => built_kernel(arch, cache, progress),
         Ok(other) => bail!("{KERNEL_VARIABLE} is {other:?}; fetched and built are possible"),
     }
 }
 
+/// Our own kernel, which finds its root by itself.
+pub fn built_kernel(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<Kernel> {
+    let options = BuildOptions::default();
+    Ok(guest_kernel::build(arch, &options, cache, progress)?)
+}
+
 /// The agent and the kernel's modules, with the tests' root file system inside.
 fn initramfs(
+    arch: Arch,
     agent: &Path,
     kernel: &Kernel,
     cache: &Cache,
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
     let what = Initramfs {
-        arch: arch(),
+        arch,
         binary: agent,
         kernel: Some(kernel),
-        base: Base::Root(RootSource::Dir(base()?)),
+        base: Base::Root(RootSource::Dir(base(arch, cache, progress)?)),
         compression: Compression::None,
     };
     Ok(assemble::initramfs(&what, cache, progress)?)
 }
 
-fn arch() -> Arch {
-    Arch::host().expect("the tests run on an architecture that guests can have")
+/// The architecture of the VMs.
+pub fn arch() -> Arch {
+    match std::env::var(ARCH_VARIABLE) {
+        Ok(name) => name
+            .parse()
+            .unwrap_or_else(|e| panic!("{ARCH_VARIABLE}: {e}")),
+        Err(_) => Arch::host().expect("the tests run on an architecture that guests can have"),
+    }
 }
 
-/// Makes everything that VM stories need, so that they find it made.
-pub fn prepare(agent: &Path, progress: &dyn Progress) -> Result<()> {
-    GuestImage::make(agent, progress).map(drop)
+/// Makes everything that VM stories on `arch` need, so that they find it made.
+pub fn prepare(arch: Arch, agent: &Path, progress: &dyn Progress) -> Result<()> {
+    GuestImage::make(arch, agent, progress).map(drop)
 }
 
 /// The image that VMs are booted from.
 pub async fn guest() -> &'static GuestImage {
     static GUEST: OnceCell<GuestImage> = OnceCell::const_new();
     let made = GUEST.get_or_try_init(|| async {
-        let make = || GuestImage::make(&static_agent()?, &Silent);
+        let make = || GuestImage::make(arch(), &static_agent()?, &Silent);
         tokio::task::spawn_blocking(make)
             .await
             .context("The maker of the guest image fell over")?
@@ -163,10 +179,9 @@ fn build_for_host() -> Result<PathBuf> {
 }
 
 /// What is in the guest besides the agent: the directories it wants to find, and the tests' root file system.
-fn base() -> Result<PathBuf> {
-    let cache = Cache::open()?;
-    let busybox = rootfs::busybox()?;
-    let key = Key::of("busybox")
+fn base(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<PathBuf> {
+    let busybox = rootfs::busybox(arch, cache, progress)?;
+    let key = Key::of(&format!("base-{arch}"))
         .field("recipe", "2")
         .file("busybox", &busybox)?
         .finish();
@@ -174,13 +189,20 @@ fn base() -> Result<PathBuf> {
         for name in ["dev", "etc", "proc", "run", "sys", "tmp", "var"] {
             fs::create_dir(dir.join(name)).with_context(|| format!("Cannot create {name}"))?;
         }
-        rootfs::make(&dir.join(ROOTFS.trim_start_matches('/')))
+        let root = dir.join(ROOTFS.trim_start_matches('/'));
+        rootfs::make(&root, arch, &busybox)
     })
 }
 
 /// The tests' root file system on the host. Not to be changed: it is shared by all tests.
 pub fn rootfs() -> Result<PathBuf> {
-    Ok(base()?.join(ROOTFS.trim_start_matches('/')))
+    Ok(base(arch(), &Cache::open()?, &Silent)?.join(ROOTFS.trim_start_matches('/')))
+}
+
+/// Makes a root file system like [`rootfs`] in `dir`, for a story that changes it.
+pub fn new_rootfs(dir: &Path) -> Result<()> {
+    let cache = Cache::open()?;
+    rootfs::make(dir, arch(), &rootfs::busybox(arch(), &cache, &Silent)?)
 }
 
 /// The directory of the locks that bound how many VMs run at once.
@@ -208,7 +230,7 @@ pub fn root_disk() -> Result<RootDisk> {
     let tree = dir.path().join("tree");
     let copied = Command::new("cp")
         .arg("-a")
-        .args([&base()?, &tree])
+        .args([&base(arch(), &Cache::open()?, &Silent)?, &tree])
         .status();
     let copied = copied.context("Cannot run cp")?;
     ensure!(copied.success(), "cp ended with {copied}");

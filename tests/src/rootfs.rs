@@ -10,6 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use guest_kernel::apt::{self, Apt};
+use guest_kernel::{Arch, Cache, Progress};
+use rootfs_builder::cache::Key;
+
+/// The package of the static busybox.
+const PACKAGE: &str = "busybox-static";
 
 /// Where distributions put the static busybox.
 const PLACES: [&str; 3] = [
@@ -32,21 +38,40 @@ const FILES: [(&str, &str); 4] = [
     ("etc/hosts", "127.0.0.1 localhost\n"),
 ];
 
-/// The host's static busybox. An error names the package to install.
-pub fn busybox() -> Result<PathBuf> {
+/// A static busybox for `arch`: the host's own, or for another architecture Debian's, in the cache.
+pub fn busybox(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<PathBuf> {
+    if Some(arch) != Arch::host() {
+        return foreign_busybox(arch, cache, progress);
+    }
     for place in PLACES.map(Path::new) {
         if place.exists() && is_static(place)? {
             return Ok(place.to_owned());
         }
     }
     bail!(
-        "No static busybox in {}\n  Hint: cargo run --release -p tests -- --setup, or apt-get install busybox-static",
+        "No static busybox in {}\n  Hint: cargo run --release -p tests -- --setup, or apt-get install {PACKAGE}",
         PLACES.join(", ")
     )
 }
 
-/// Makes the tests' root file system in `root`, which is created.
-pub fn make(root: &Path) -> Result<()> {
+/// Debian's package, unpacked and never installed. What was fetched once is taken again.
+fn foreign_busybox(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<PathBuf> {
+    let key = Key::of(&format!("busybox-{arch}")).finish();
+    let entry = cache.entry("test-base", &key, |dir| -> Result<()> {
+        let mut step = progress.step(&format!("busybox for {arch}"));
+        let (apt, package) = Apt::knowing(&[PACKAGE.to_owned()], arch, cache, progress)?;
+        let file = apt.download(&package, dir, |line| step.line(line))?;
+        apt::unpack(&file, dir)?;
+        step.done(&package.version);
+        Ok(())
+    })?;
+    let places = PLACES.map(|place| entry.join(place.trim_start_matches('/')));
+    let found = places.into_iter().find(|place| place.is_file());
+    found.with_context(|| format!("Debian's {PACKAGE} for {arch} has no busybox"))
+}
+
+/// Makes the tests' root file system in `root`, which is created, with a busybox for `arch`.
+pub fn make(root: &Path, arch: Arch, busybox: &Path) -> Result<()> {
     for name in DIRECTORIES {
         let path = root.join(name);
         fs::create_dir_all(&path).with_context(|| format!("Cannot create {}", path.display()))?;
@@ -55,11 +80,10 @@ pub fn make(root: &Path) -> Result<()> {
     for (name, text) in FILES {
         fs::write(root.join(name), text).with_context(|| format!("Cannot write {name}"))?;
     }
-    let busybox = busybox()?;
     let inside = root.join("bin/busybox");
-    fs::copy(&busybox, &inside).with_context(|| format!("Cannot copy {}", busybox.display()))?;
+    fs::copy(busybox, &inside).with_context(|| format!("Cannot copy {}", busybox.display()))?;
     fs::set_permissions(&inside, fs::Permissions::from_mode(0o755))?;
-    for applet in applets(&busybox)? {
+    for applet in applets(arch, busybox)? {
         if applet != "busybox" {
             symlink("busybox", root.join("bin").join(&applet))
                 .with_context(|| format!("Cannot link the applet {applet}"))?;
@@ -68,8 +92,8 @@ pub fn make(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn applets(busybox: &Path) -> Result<Vec<String>> {
-    let output = Command::new(busybox)
+fn applets(arch: Arch, busybox: &Path) -> Result<Vec<String>> {
+    let output = command(arch, busybox)
         .arg("--list")
         .output()
         .with_context(|| format!("Cannot run {}", busybox.display()))?;
@@ -82,6 +106,16 @@ fn applets(busybox: &Path) -> Result<Vec<String>> {
         .lines()
         .map(str::to_owned)
         .collect())
+}
+
+/// A command that runs a static program for `arch` on this host, emulated where it must be.
+pub fn command(arch: Arch, program: &Path) -> Command {
+    if Some(arch) == Arch::host() {
+        return Command::new(program);
+    }
+    let mut emulator = Command::new(format!("qemu-{arch}-static"));
+    emulator.arg(program);
+    emulator
 }
 
 /// Whether an ELF file asks for no interpreter (no `PT_INTERP` program header), as in elf(5).
@@ -111,6 +145,7 @@ pub fn is_static(path: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rootfs_builder::progress::Silent;
 
     #[test]
     fn an_ordinary_program_is_not_static() {
@@ -122,7 +157,10 @@ mod tests {
     fn the_root_has_a_shell_and_the_usual_directories() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
-        make(&root).unwrap();
+        let host = Arch::host().unwrap();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let busybox = busybox(host, &cache, &Silent).unwrap();
+        make(&root, host, &busybox).unwrap();
         assert_eq!(
             fs::read_link(root.join("bin/sh")).unwrap(),
             Path::new("busybox")

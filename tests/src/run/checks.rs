@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is checked besides tests: format, lints, and the static binaries of both architectures.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -82,25 +83,25 @@ pub fn clippy() -> Result<()> {
     succeed(command)
 }
 
-/// Builds the guest binary for every architecture and runs each. Gives the one for this host.
+/// Builds the guest binary for every architecture and runs each. Gives those that are as they should be.
 pub fn guest_binaries(
     cache: &Cache,
     progress: &dyn Progress,
     tally: &mut Tally,
-) -> Option<PathBuf> {
-    let mut own = None;
+) -> BTreeMap<Arch, PathBuf> {
+    let mut good = BTreeMap::new();
     for arch in Arch::ALL {
         let built = toolchain::guest_binary(arch, cache, progress).map_err(anyhow::Error::from);
         let name = format!("guest binary for {arch}");
         match built.and_then(|path| says_its_version(arch, &path).map(|()| path)) {
             Ok(path) => {
                 tally.check(&name, Ok(()));
-                own = own.or((Some(arch) == Arch::host()).then_some(path));
+                good.insert(arch, path);
             }
             Err(error) => tally.check(&name, Err(error)),
         }
     }
-    own
+    good
 }
 
 /// A static binary is one that runs with nothing else there: no interpreter, no libraries.
@@ -110,13 +111,7 @@ fn says_its_version(arch: Arch, path: &Path) -> Result<()> {
         "{} is not a static binary",
         path.display()
     );
-    let mut command = if Some(arch) == Arch::host() {
-        Command::new(path)
-    } else {
-        let mut emulator = Command::new(format!("qemu-{arch}-static"));
-        emulator.arg(path);
-        emulator
-    };
+    let mut command = tests::rootfs::command(arch, path);
     let output = command.arg("--version").output().with_context(|| {
         format!("Cannot run {command:?}\n  Hint: --setup installs what is missing, such as qemu-user-static")
     })?;

@@ -6,8 +6,11 @@ mod lines;
 mod tally;
 mod workspace;
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use clap::Parser;
+use guest_kernel::Arch;
 use rootfs_builder::cache::Cache;
 
 use lines::Lines;
@@ -40,13 +43,25 @@ pub fn all(options: &Options) -> Result<bool> {
         tally.check("cargo fmt --check", checks::format());
         tally.check("cargo clippy", checks::clippy());
     }
-    let agent = checks::guest_binaries(&cache, &progress, &mut tally);
+    let agents = checks::guest_binaries(&cache, &progress, &mut tally);
+    let own = Arch::host().context("Guests cannot have this machine's architecture")?;
     // Without the binary the guest cannot be made, and every VM test would fail one by one with the same words.
-    if let Some(agent) = agent {
-        tests::artifacts::prepare(&agent, &progress)
-            .context("Cannot prepare the guest for the tests")?;
-        workspace::test(&agent, &options.cargo_test, &mut tally)?;
+    if let Some(agent) = agents.get(&own) {
+        prepare(own, agent)?;
+        workspace::test(agent, &options.cargo_test, &mut tally)?;
+    }
+    // Who asks for certain tests has asked for no others.
+    if options.cargo_test.is_empty() {
+        for (&arch, agent) in agents.iter().filter(|(arch, _)| **arch != own) {
+            prepare(arch, agent)?;
+            workspace::test_foreign(arch, agent, &mut tally)?;
+        }
     }
     println!("\n{}", tally.summary());
     Ok(tally.passes())
+}
+
+fn prepare(arch: Arch, agent: &Path) -> Result<()> {
+    tests::artifacts::prepare(arch, agent, &Lines)
+        .with_context(|| format!("Cannot prepare the guest for the tests on {arch}"))
 }

@@ -7,20 +7,37 @@ use std::process::{Command, Stdio};
 
 use ::tests::{artifacts, ledger};
 use anyhow::{Context, Result};
+use guest_kernel::Arch;
 
 use super::tally::Tally;
 
 /// Runs all tests of the workspace. An error means that cargo could not be run at all.
 pub fn test(agent: &Path, more: &[String], tally: &mut Tally) -> Result<()> {
-    let ledger_file = tempfile::NamedTempFile::new().context("Cannot create the test ledger")?;
     let mut command = super::checks::cargo();
     command
         .args(["test", "--release", "--workspace", "--no-fail-fast"])
         .args(more)
-        .env(ledger::VARIABLE, ledger_file.path())
         .env(artifacts::AGENT_VARIABLE, agent);
+    counted(command, tally)
+}
+
+/// Runs the VM stories on guests of another architecture.
+pub fn test_foreign(arch: Arch, agent: &Path, tally: &mut Tally) -> Result<()> {
+    let mut command = super::checks::cargo();
+    command
+        .args(["test", "--release", "--package", "tests", "--test", "vm"])
+        .env(artifacts::ARCH_VARIABLE, arch.name())
+        .env(artifacts::AGENT_VARIABLE, agent);
+    counted(command, tally)
+}
+
+/// Runs a `cargo test` and adds what it did to the totals.
+fn counted(mut command: Command, tally: &mut Tally) -> Result<()> {
+    let ledger_file = tempfile::NamedTempFile::new().context("Cannot create the test ledger")?;
+    command.env(ledger::VARIABLE, ledger_file.path());
+    let failed = tally.failed();
     let succeeded = stream(command, tally)?;
-    if !succeeded && tally.failed() == 0 {
+    if !succeeded && tally.failed() == failed {
         tally.failure();
     }
     let text =

@@ -8,7 +8,7 @@ use std::path::Path;
 use protocols::agent::CopyFileRequest;
 use tempfile::TempDir;
 use tests::vm::{SHARED, ext4_image, shared_storage, storage};
-use tests::{Code, Vm, artifacts, expect_refusal, rootfs, vm_story};
+use tests::{Code, Vm, artifacts, expect_refusal, vm_story};
 
 /// Where the second disk sits on the PCI bus.
 const SLOT: &str = "1e";
@@ -49,7 +49,7 @@ async fn pod() -> Pod {
 fn a_container_runs_on_a_shared_root() {
     vm_story(async {
         let pod = pod().await;
-        rootfs::make(&pod.shared_dir().join("c1/rootfs")).expect("a root file system");
+        artifacts::new_rootfs(&pod.shared_dir().join("c1/rootfs")).expect("a root file system");
         let output = pod
             .vm
             .container("c1")
