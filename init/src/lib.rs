@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! PID 1's duties in a container micro-VM.
 //!
-//! [`start`] is the boot story: what the kernel leaves undone between starting
-//! PID 1 and a machine in which containers can run. It is three tables of
-//! steps, `LISTEN`, `SETTLE` and `COMPLETE`: read them from top to bottom. A
-//! step that fails is logged, and its table entry says whether the boot goes
+//! [`begin`] and [`complete`] are the boot story: what the kernel leaves undone
+//! between starting PID 1 and a machine in which containers can run. It is
+//! three tables of steps, `LISTEN`, `SETTLE` and `COMPLETE`: read them from top
+//! to bottom. A step that fails is logged, and its table entry says whether the boot goes
 //! on; nothing in here panics, sleeps or waits without end.
 //!
 //! The crate owns the machine as a whole: its mounts, root, modules, console,
@@ -14,10 +14,13 @@
 //! kernel hands to PID 1 are words of the command line that it did not know
 //! itself; they are not looked at, so a bad one cannot hurt.
 
+mod arrival;
 pub mod cgroup;
 pub mod cmdline;
 pub mod console;
 pub mod dev;
+pub mod dm;
+pub mod extension;
 mod failure;
 pub mod host;
 pub mod image;
@@ -31,6 +34,7 @@ pub mod reaper;
 pub mod root;
 pub mod shutdown;
 pub mod uevent;
+pub mod verity;
 
 use std::error::Error;
 
@@ -93,7 +97,7 @@ const LISTEN: &[Step] = &[
 #[rustfmt::skip]
 const SETTLE: &[Step] = &[
     // Another root than the one asked for must not be served from.
-    step("root",     PowerOff, |boot| { if boot.initramfs { boot.initramfs = !root::enter(&boot.cmdline)?; } Ok(()) }),
+    step("root",     PowerOff, |boot| { boot.initramfs = root::settle(&boot.cmdline, boot.initramfs)?; Ok(()) }),
     // Every connection takes a descriptor.
     step("limits",   GoOn,     |_|    Ok(limits::raise_open_files()?)),
 ];
@@ -104,6 +108,9 @@ const COMPLETE: &[Step] = &[
     // The rest of the mount table, on the root that stays.
     step("mounts2",  GoOn,     |_|    { mounts::mount_stage(Stage::Final); Ok(()) }),
     step("links",    GoOn,     |_|    Ok(dev::links()?)),
+    // On the tmpfs of the step before last. One that is missing or changed must
+    // not be done without.
+    step("extensions", PowerOff, |boot| Ok(extension::mount_all(&boot.cmdline)?)),
     // Logs by itself what is missing; any version is better than none.
     step("cgroup",   GoOn,     |boot| { boot.cgroup = cgroup::mount(&boot.cmdline); Ok(()) }),
     step("loopback", GoOn,     |_|    Ok(net::loopback_up()?)),
@@ -117,8 +124,14 @@ const COMPLETE: &[Step] = &[
     step("resolv",   GoOn,     |_|    Ok(image::resolv_conf()?)),
 ];
 
-/// Boots the machine as PID 1. Never fails and never panics: what goes wrong
-/// is logged, and either done without or the VM powers off, by the tables.
+/// Boots the machine as PID 1, up to where requests can be answered that need
+/// no container: the root is the one that stays, but only `/dev`, `/proc` and
+/// `/sys` are mounted and [`Boot::cgroup`] is not known. [`complete`] must
+/// follow. The two halves exist because the second is by far the longer one,
+/// and a host that asks for the agent's health need not wait for it.
+///
+/// Neither ever fails or panics: what goes wrong is logged, and either done
+/// without or the VM powers off, by the tables.
 ///
 /// `early` is called once, when the command line is known and the kernel's
 /// modules are loaded, for the agent to open its listening socket; the rest of
@@ -127,17 +140,6 @@ const COMPLETE: &[Step] = &[
 /// descriptors do.
 ///
 /// Must be called before any thread is started.
-pub fn start(early: &mut dyn FnMut(&CommandLine)) -> Boot {
-    let mut boot = begin(early);
-    complete(&mut boot);
-    boot
-}
-
-/// The first half of [`start`], up to where requests can be answered that need
-/// no container: the root is the one that stays, but only `/dev`, `/proc` and
-/// `/sys` are mounted and [`Boot::cgroup`] is not known. [`complete`] must
-/// follow. The two halves exist because the second is by far the longer one,
-/// and a host that asks for the agent's health need not wait for it.
 pub fn begin(early: &mut dyn FnMut(&CommandLine)) -> Boot {
     let mut boot = Boot {
         phases: Phases::start(),
@@ -152,7 +154,7 @@ pub fn begin(early: &mut dyn FnMut(&CommandLine)) -> Boot {
     boot
 }
 
-/// The second half of [`start`]. May run on another thread than the first.
+/// The second half of the boot, after [`begin`]. May run on another thread than the first.
 pub fn complete(boot: &mut Boot) {
     take(COMPLETE, boot);
 }
@@ -207,7 +209,7 @@ mod tests {
         let fatal = steps().filter(|step| step.on_failure == PowerOff);
         assert_eq!(
             fatal.map(|step| step.name).collect::<Vec<_>>(),
-            ["cmdline", "root"]
+            ["cmdline", "root", "extensions"]
         );
     }
 
@@ -221,6 +223,8 @@ mod tests {
     fn bug_the_root_is_settled_before_anything_is_mounted_that_stays() {
         let at = |name| steps().position(|step| step.name == name);
         assert!(at("root") < at("mounts2") && at("mounts2") < at("links"));
+        // Extensions are mounted below /run.
+        assert!(at("mounts2") < at("extensions"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! The initramfs cannot be unmounted and pivot_root(2) refuses it, so the new
 //! root is moved on top of it and its files are removed for their memory. We
 //! go on running from a binary that has no name any more; nothing is executed.
+//! A root that the kernel has mounted is an ordinary mount and is exchanged.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
-use nix::unistd::{UnlinkatFlags, chdir, chroot, unlinkat};
+use nix::unistd::{UnlinkatFlags, chdir, chroot, pivot_root, unlinkat};
 
 use super::RootError;
 use crate::mounts::{self, Entry, MountError, Stage, TABLE};
@@ -34,6 +35,18 @@ pub(super) fn switch_to(new_root: &Path) -> Result<(), RootError> {
     chdir("/").map_err(failed("enter it as /"))?;
     free(old);
     Ok(())
+}
+
+/// Makes `new_root`, a mount point on a root that is no initramfs, the root.
+pub(super) fn pivot_to(new_root: &Path) -> Result<(), RootError> {
+    let failed = |step| move |source| RootError::Switch { step, source };
+    move_early_mounts(new_root);
+    chdir(new_root).map_err(failed("enter it"))?;
+    // The old root is stacked on the new one and taken off from there
+    // (pivot_root(2)), with what is still mounted on it.
+    pivot_root(".", ".").map_err(failed("exchange the roots"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(failed("unmount the old root"))?;
+    chdir("/").map_err(failed("enter it as /"))
 }
 
 /// Takes the mounts made so far along. One that finds no place on the new root
