@@ -14,7 +14,7 @@ use crate::arch::Arch;
 use crate::cache::{Cache, CacheError, Key};
 use crate::command::{self, CommandError};
 use crate::config::{BadLine, Config, Missing as MissingOption, check_config};
-use crate::fragments::{self, FragmentError};
+use crate::fragments::{self, Concern, FragmentError};
 use crate::host::{self, Missing, Need};
 use crate::progress::Progress;
 use crate::source::{self, SourceError, SourceTree};
@@ -69,6 +69,9 @@ const FORMAT: &str = "1";
 /// About how many lines a build prints, for the progress bar; the real number depends on version and options.
 const EXPECTED_LINES: u64 = 2850;
 
+/// The file of an entry that a debugger takes.
+const SYMBOLS: &str = "vmlinux.debug";
+
 /// Variables of the caller's that would change what is built.
 const FOREIGN_VARIABLES: &[&str] = &[
     "ARCH",
@@ -92,11 +95,21 @@ const FOREIGN_VARIABLES: &[&str] = &[
     "LDFLAGS",
 ];
 
+impl Kernel {
+    /// The uncompressed ELF with what a debugger needs, if the kernel was built with it ([`Concern::Debug`]).
+    pub fn symbols(&self) -> Option<PathBuf> {
+        let path = self.vmlinux.as_ref()?.with_file_name(SYMBOLS);
+        path.is_file().then_some(path)
+    }
+}
+
 /// How to build.
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
     /// Parallel jobs; as many as there are processors if not given.
     pub jobs: Option<usize>,
+    /// What the kernel has besides what every one has.
+    pub with: Vec<Concern>,
     /// The user's own fragments, merged last.
     pub extra: Vec<PathBuf>,
     /// Go on although options asked for did not survive; they are reported as a note.
@@ -180,7 +193,7 @@ pub fn build(
     progress: &dyn Progress,
 ) -> Result<Kernel, BuildError> {
     host::check(&needs(arch), cache)?;
-    let request = fragments::request(arch, &options.extra)?;
+    let request = fragments::request(arch, &options.with, &options.extra)?;
     let tree = source::tree(options.refresh, cache, progress)?;
     let toolchain = Toolchain::of(arch)?;
     let timestamp = timestamp();
@@ -357,8 +370,18 @@ impl Build<'_> {
             .arg(dir.join("vmlinux"))
             .arg(self.out.join("vmlinux"));
         command::run(&mut strip)?;
+        if self.has_symbols(&kernel.config)? {
+            let from = self.out.join("vmlinux");
+            fs::copy(&from, dir.join(SYMBOLS)).map_err(io_error("copy", &from))?;
+        }
         kernel.save(dir)?;
         Ok(())
+    }
+
+    /// Whether somebody asked for what a debugger reads.
+    fn has_symbols(&self, config: &Path) -> Result<bool, BuildError> {
+        let text = fs::read_to_string(config).map_err(io_error("read", config))?;
+        Ok(Config::parse(&text)?.value("DEBUG_INFO").is_some())
     }
 
     fn release(&self) -> Result<String, BuildError> {

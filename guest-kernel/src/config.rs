@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::arch::Arch;
+
 /// Options and their values, by name without `CONFIG_`. `n` and "is not set" are the same: an option that is off is absent or `n`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
@@ -71,6 +73,14 @@ impl Config {
             .get(option)
             .map(String::as_str)
             .filter(|v| *v != "n")
+    }
+
+    /// The architecture the kernel is for, where it is one of ours.
+    pub fn arch(&self) -> Option<Arch> {
+        let of = |(option, arch)| (self.value(option) == Some("y")).then_some(arch);
+        [("X86_64", Arch::X86_64), ("ARM64", Arch::Aarch64)]
+            .into_iter()
+            .find_map(of)
     }
 
     /// Every option with its value, `n` included, sorted by name.
@@ -158,6 +168,8 @@ mod tests {
         let all: Vec<_> = read.options().collect();
         assert_eq!(all[1], ("B", "n"));
         assert_eq!(all[4], ("E", "n"));
+        assert_eq!(read.arch(), None);
+        assert_eq!(config("CONFIG_ARM64=y\n").arch(), Some(Arch::Aarch64));
     }
 
     #[test]

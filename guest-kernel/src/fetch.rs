@@ -9,7 +9,7 @@ use crate::apt::{self, Apt, AptError, Package};
 use crate::arch::Arch;
 use crate::cache::{self, Cache, CacheError, Key};
 use crate::host::{self, Missing, Need};
-use crate::modules::{GUEST_MODULES, ModuleError, ModuleTree};
+use crate::modules::{GUEST_MODULES, ModuleError, ModuleTree, Purpose, Wanted};
 use crate::progress::Progress;
 use crate::store::StoreError;
 use crate::{Kernel, Module, Source};
@@ -150,19 +150,23 @@ fn fill(
     step.line("unpacking");
     let tree = work.join("tree");
     apt::unpack(&file, &tree)?;
-    let kernel = arrange(&tree, package, dir)?;
-    kernel.save(dir)?;
+    let (kernel, more) = arrange(&tree, package, dir)?;
+    kernel.save_with(dir, &more)?;
     cache::remove_tree(&work)?;
     step.done(&format!(
         "{} with {} modules",
         kernel.release,
-        kernel.modules.len()
+        kernel.modules.len() + more.len()
     ));
     Ok(())
 }
 
-/// Moves what is wanted out of the unpacked package into the entry.
-fn arrange(tree: &Path, package: &Package, dir: &Path) -> Result<Kernel, FetchError> {
+/// Moves what is wanted out of the unpacked package into the entry. The second part are the modules that not every guest loads.
+fn arrange(
+    tree: &Path,
+    package: &Package,
+    dir: &Path,
+) -> Result<(Kernel, Vec<(Purpose, Module)>), FetchError> {
     let no_image = || FetchError::NoImage {
         package: package.name.clone(),
         version: package.version.clone(),
@@ -199,24 +203,29 @@ fn arrange(tree: &Path, package: &Package, dir: &Path) -> Result<Kernel, FetchEr
     let target = dir.join("modules");
     fs::create_dir(&target).map_err(io_error("create", &target))?;
     let files = ModuleTree::open(source)?.unpack(GUEST_MODULES, &target)?;
-    let module = |path| Module {
-        path,
-        params: Vec::new(),
-    };
-    Ok(Kernel {
+    let modules = files.into_iter().map(|(purpose, path)| {
+        let params = Vec::new();
+        (purpose, Module { path, params })
+    });
+    let (every, more): (Vec<_>, Vec<_>) =
+        modules.partition(|(purpose, _)| *purpose == Purpose::Guest);
+    let kernel = Kernel {
         image,
         vmlinux: None,
         config,
         release,
-        modules: files.into_iter().map(module).collect(),
+        modules: every.into_iter().map(|(_, module)| module).collect(),
         source: Source::Fetched,
-    })
+    };
+    Ok((kernel, more))
 }
 
 /// The wanted modules as an input of the key.
 fn module_recipe() -> String {
-    let word =
-        |w: &crate::modules::Wanted| format!("{}{}", w.name, if w.required { "!" } else { "" });
+    let word = |w: &Wanted| {
+        let mark = if w.required { "!" } else { "" };
+        format!("{}{mark}:{}", w.name, w.purpose)
+    };
     GUEST_MODULES.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
@@ -231,13 +240,6 @@ fn recipe(arch: Arch) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_socket_is_loaded_before_any_disk() {
-        let at = |name: &str| GUEST_MODULES.iter().position(|w| w.name == name).unwrap();
-        assert!(at("vmw_vsock_virtio_transport") < at("virtio_blk"));
-        assert!(at("virtio_pci") < at("vmw_vsock_virtio_transport"));
-    }
 
     #[test]
     fn a_fetched_kernel_is_taken_again_without_asking_anyone() {

@@ -13,6 +13,7 @@ pub mod config;
 pub mod fetch;
 pub mod fragments;
 pub mod host;
+pub mod lint;
 pub mod modules;
 pub mod progress;
 pub mod source;
@@ -27,6 +28,7 @@ pub use cache::Cache;
 pub use compile::{BuildOptions, build};
 pub use config::check_config;
 pub use fetch::{fetch, fetch_newest};
+pub use fragments::Concern;
 pub use progress::{Progress, Step};
 
 /// Where a [`Kernel`] came from.

@@ -188,8 +188,7 @@ impl Tree {
             }
         }
         if entry.kind != Kind::Directory {
-            let below = [&name, &b"/"[..]].concat();
-            self.entries.retain(|path, _| !path.starts_with(&below));
+            self.remove_below(&name);
         }
         self.entries.insert(name, entry);
         Ok(())
@@ -198,10 +197,18 @@ impl Tree {
     /// Removes the entry at `path` and all that is below it.
     pub fn remove(&mut self, path: impl AsRef<Path>) -> Result<(), TreeError> {
         let name = normalise(path.as_ref())?;
-        let below = [&name, &b"/"[..]].concat();
-        self.entries
-            .retain(|path, _| *path != name && !path.starts_with(&below));
+        self.remove_below(&name);
+        self.entries.remove(&name);
         Ok(())
+    }
+
+    fn remove_below(&mut self, name: &[u8]) {
+        // All paths below begin with the name and a slash; '0' is the byte after that.
+        let range = [name, b"/"].concat()..[name, b"0"].concat();
+        let below: Vec<Vec<u8>> = self.entries.range(range).map(|(p, _)| p.clone()).collect();
+        for path in below {
+            self.entries.remove(&path);
+        }
     }
 
     /// The entry at `path`, if there is one.
