@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Builds the guest binary, static, for either architecture, with whatever compiler the host can offer.
+//! Builds the guest binary, and other programs of the workspace that run in guests, static, for either architecture, with whatever
+//! compiler the host can offer.
 //!
 //! Three ways, tried in this order: a musl target that rustup has installed; one that rustup can add; a compiler with its library
 //! source (Debian's) and zig as linker and libc. On every way the standard library is compiled along, for size and without what
@@ -23,11 +24,11 @@ use guest_kernel::{Arch, Cache, Progress, cache::CacheError};
 
 pub use cargo::cargo_command;
 
-/// The package and the binary in it.
+/// The package of the guest binary and the binary in it.
 const PACKAGE: &str = "agent";
 /// See [`PACKAGE`].
 const BINARY: &str = "keelson";
-/// The cargo profile of the guest binary.
+/// The cargo profile of what runs in guests.
 const PROFILE: &str = "guest";
 
 /// How long a failed `rustup target add` is remembered before it is tried again.
@@ -97,8 +98,10 @@ pub enum ToolchainError {
         source: io::Error,
     },
     /// Cargo succeeded but named no binary.
-    #[error("Cargo built no {BINARY} binary in {workspace}", workspace = workspace.display())]
+    #[error("Cargo built no {binary} binary in {workspace}", workspace = workspace.display())]
     NoBinary {
+        /// The binary.
+        binary: String,
         /// Where it built.
         workspace: PathBuf,
     },
@@ -136,8 +139,47 @@ pub fn guest_binary_in(
     cache: &Cache,
     progress: &dyn Progress,
 ) -> Result<PathBuf, ToolchainError> {
+    let program = Program {
+        package: PACKAGE,
+        binary: BINARY,
+        title: format!("Guest binary for {arch}"),
+    };
+    compile(&program, workspace, arch, cache, progress)
+}
+
+/// Builds the program `binary` of the workspace's package `package` for `arch`, the same way as the guest binary, and returns its path,
+/// `target/<triple>/guest/<binary>`.
+pub fn static_binary(
+    package: &str,
+    binary: &str,
+    arch: Arch,
+    cache: &Cache,
+    progress: &dyn Progress,
+) -> Result<PathBuf, ToolchainError> {
+    let program = Program {
+        package,
+        binary,
+        title: format!("Program {binary} for {arch}"),
+    };
+    compile(&program, &workspace()?, arch, cache, progress)
+}
+
+/// What is to be built.
+struct Program<'a> {
+    package: &'a str,
+    binary: &'a str,
+    title: String,
+}
+
+fn compile(
+    program: &Program<'_>,
+    workspace: &Path,
+    arch: Arch,
+    cache: &Cache,
+    progress: &dyn Progress,
+) -> Result<PathBuf, ToolchainError> {
     let (route, why) = choose(arch, workspace, cache, progress)?;
-    let mut step = progress.step(&format!("Guest binary for {arch}"));
+    let mut step = progress.step(&program.title);
     step.line(&format!("by {why}"));
     let flags = rustflags(&route, arch, workspace);
     let mut command = match &route {
@@ -161,19 +203,20 @@ pub fn guest_binary_in(
             "--target",
             arch.rust_target(),
             "--package",
-            PACKAGE,
+            program.package,
             "--bin",
-            BINARY,
+            program.binary,
         ])
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .current_dir(workspace);
-    let built = cargo::build(command, BINARY, |line| step.line(line))?;
-    let binary = built.ok_or_else(|| ToolchainError::NoBinary {
+    let built = cargo::build(command, program.binary, |line| step.line(line))?;
+    let path = built.ok_or_else(|| ToolchainError::NoBinary {
+        binary: program.binary.to_owned(),
         workspace: workspace.to_owned(),
     })?;
-    let size = fs::metadata(&binary).map_or(0, |m| m.len());
+    let size = fs::metadata(&path).map_or(0, |m| m.len());
     step.done(&format!("{size} bytes, by {why}"));
-    Ok(binary)
+    Ok(path)
 }
 
 /// Gets the compiler's parts that can be had without root's rights, without building anything.
