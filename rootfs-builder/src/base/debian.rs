@@ -2,9 +2,14 @@
 //! A small Debian, made by mmdebstrap: the essential packages and those asked for, without documentation and translations.
 //!
 //! mmdebstrap writes an archive, which is unpacked here: so the result belongs to the user who made it and can be removed again, also
-//! where mmdebstrap worked in a user namespace.
+//! where mmdebstrap worked in a user namespace. Two runs with the same packages give the same tree, whoever made it.
+//!
+//! Packages are configured by scripts of their own, which are programs for the guest's architecture. Where the host executes none, the
+//! packages are unpacked only, and the few files are added without which no program finds its way.
 
-use std::env;
+mod finish;
+mod sources;
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,13 +20,18 @@ use guest_kernel::command::{self, CommandError};
 use guest_kernel::host::{self, Missing};
 use guest_kernel::{Arch, Cache, Progress};
 
+use super::ledger::{Ledger, LedgerError};
 use super::unpack::{self, UnpackError};
 use crate::setup;
+use crate::tree::TreeError;
+use sources::Host;
 
 /// Taken where the host is no Debian.
 const DEFAULT_SUITE: &str = "trixie";
 /// Counts up when the way a root is made changes.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
+/// The time of what mmdebstrap makes, since a tree has none: the first of 1980, before which zip archives know no time.
+const EPOCH: u64 = 315_532_800;
 
 /// What nobody reads inside a container.
 const LEFT_OUT: &[&str] = &[
@@ -32,6 +42,13 @@ const LEFT_OUT: &[&str] = &[
     "path-exclude=/usr/share/locale/*",
     "path-exclude=/usr/share/lintian/*",
 ];
+
+/// Keeps perl out of the releases whose essential packages can do without it once `/bin` is a link to `/usr/bin`.
+const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/maybe-merged-usr";
+/// What dpkg would write down of packages that it has unpacked, made from the packages themselves. The shell's `$1` is the root.
+const STATUS: &str = r#"for deb in "$1"/var/cache/apt/archives/*.deb; do
+    dpkg-deb -f "$deb" && printf 'Status: install ok unpacked\n\n' || exit 1
+done > "$1"/var/lib/dpkg/status"#;
 
 /// Why there is no Debian root.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +62,12 @@ pub enum DebianError {
     /// What it made cannot be unpacked.
     #[error("Cannot unpack the Debian root file system")]
     Unpack(#[from] UnpackError),
+    /// What the archive says of its entries could not be kept.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// What was unpacked cannot be read.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -60,62 +83,140 @@ pub enum DebianError {
     },
 }
 
+/// How far packages are installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Unpacked and configured by their scripts.
+    Configured,
+    /// Unpacked only.
+    Unpacked,
+}
+
+impl Depth {
+    /// How far this host can go for `arch`: its scripts run where the host is of that architecture, or where the kernel was told to
+    /// run such programs by an emulator that it has open already (one it would have to find inside of the new root is not there).
+    pub fn of(arch: Arch) -> Depth {
+        let handler = format!("/proc/sys/fs/binfmt_misc/qemu-{}", arch.name());
+        let emulated = || fs::read_to_string(handler).is_ok_and(|text| is_open_handler(&text));
+        if Arch::host() == Some(arch) || emulated() {
+            Depth::Configured
+        } else {
+            Depth::Unpacked
+        }
+    }
+}
+
+/// Reads an entry of binfmt_misc, see the kernel's `admin-guide/binfmt-misc.rst`.
+fn is_open_handler(text: &str) -> bool {
+    let mut lines = text.lines();
+    lines.next() == Some("enabled")
+        && lines.any(|line| {
+            line.strip_prefix("flags:")
+                .is_some_and(|flags| flags.contains('F'))
+        })
+}
+
+/// The release that is taken: the one asked for, else the host's own, else a default.
+pub fn suite(asked: Option<&str>) -> String {
+    let own = || Host::read().suite;
+    asked
+        .map(str::to_owned)
+        .or_else(own)
+        .unwrap_or_else(|| DEFAULT_SUITE.to_owned())
+}
+
 /// A Debian root for `arch` as a directory in the cache. What was made once is taken again; remove it from the cache for newer packages.
 pub fn root(
-    suite: Option<&str>,
+    asked: Option<&str>,
     packages: &[String],
     arch: Arch,
     cache: &Cache,
     progress: &dyn Progress,
 ) -> Result<PathBuf, DebianError> {
     let own = Host::read();
-    let suite = suite.or(own.suite.as_deref()).unwrap_or(DEFAULT_SUITE);
-    let sources = own.sources(suite);
-    let key = Key::of(&format!("debian-{suite}-{arch}"))
-        .field("format", FORMAT)
-        .field("suite", suite)
-        .field("packages", packages.join(","))
-        .field("arch", arch.name())
-        .field("sources", &sources)
-        // Who made it shows in the owners of its files.
-        .field("root", if host::is_root() { "yes" } else { "no" })
-        .finish();
-    let entry = cache.entry("root", &key, |dir| {
+    let suite = suite(asked);
+    let wanted = Wanted {
+        sources: own.sources(&suite),
+        config: own.apt_config(),
+        depth: Depth::of(arch),
+        suite,
+        packages,
+        arch,
+    };
+    let entry = cache.entry("root", &wanted.key(), |dir| {
         host::check(&setup::debian_base(), cache)?;
+        wanted.make(dir, progress)
+    })?;
+    Ok(entry.join("root"))
+}
+
+/// All that makes a root what it is.
+struct Wanted<'a> {
+    suite: String,
+    packages: &'a [String],
+    arch: Arch,
+    depth: Depth,
+    /// Lines of sources.list(5); empty for mmdebstrap's own.
+    sources: String,
+    /// apt's settings, which leave no trace.
+    config: String,
+}
+
+impl Wanted<'_> {
+    fn key(&self) -> Key {
+        Key::of(&format!("debian-{}-{}", self.suite, self.arch))
+            .field("format", FORMAT)
+            .field("suite", &self.suite)
+            .field("packages", self.packages.join(","))
+            .field("arch", self.arch.name())
+            .field("depth", format!("{:?}", self.depth))
+            .field("sources", &self.sources)
+            // Who made it shows in the owners of its files.
+            .field("root", if host::is_root() { "yes" } else { "no" })
+            .finish()
+    }
+
+    /// Makes the directory `root` in `dir`, with its ledger.
+    fn make(&self, dir: &Path, progress: &dyn Progress) -> Result<(), DebianError> {
+        let (suite, arch) = (&self.suite, self.arch);
         let mut step = progress.step(&format!("Debian {suite} root file system"));
         let archive = dir.join("root.tar");
         let (config, list) = (dir.join("apt.conf"), dir.join("sources.list"));
-        write(&config, &own.apt_config())?;
-        write(&list, &sources)?;
-        let mut command = mmdebstrap(suite, packages, arch, &archive, &config);
-        if !sources.is_empty() {
+        write(&config, &self.config)?;
+        write(&list, &self.sources)?;
+        let mut command = mmdebstrap(self.packages, arch, self.depth);
+        command.arg(format!("--aptopt={}", config.display()));
+        command.arg(suite).arg(&archive);
+        if !self.sources.is_empty() {
             command.arg(&list);
         }
         command::run_lines(&mut command, |line| step.line(line))?;
         step.line("unpacking");
-        let root = dir.join("root");
-        fs::create_dir(&root).map_err(io_error("create", &root))?;
-        let file = File::open(&archive).map_err(io_error("open", &archive))?;
-        unpack::layer(io::BufReader::new(file), &root)?;
-        // The last two are the host's own, which mmdebstrap copies in.
-        for path in [
-            &archive,
-            &config,
-            &list,
-            &root.join("etc/hostname"),
-            &root.join("etc/resolv.conf"),
-        ] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(io_error("remove", path)(error));
-                }
-                _ => {}
-            }
+        unpack_root(&archive, &dir.join("root"), self.depth)?;
+        for path in [&archive, &config, &list] {
+            fs::remove_file(path).map_err(io_error("remove", path))?;
         }
         step.done("made");
-        Ok::<_, DebianError>(())
-    })?;
-    Ok(entry.join("root"))
+        if self.depth == Depth::Unpacked {
+            progress.note(&format!(
+                "The packages of the {arch} root are unpacked but not configured: this host runs no programs for {arch} \
+                 (it would with qemu-user-static and binfmt-support)"
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn unpack_root(archive: &Path, root: &Path, depth: Depth) -> Result<(), DebianError> {
+    fs::create_dir(root).map_err(io_error("create", root))?;
+    let file = File::open(archive).map_err(io_error("open", archive))?;
+    let mut ledger = Ledger::default();
+    unpack::layer(io::BufReader::new(file), root, &mut ledger)?;
+    if depth == Depth::Unpacked {
+        finish::complete(root, &mut ledger)?;
+    }
+    finish::tidy(root, &mut ledger)?;
+    Ok(ledger.write(root)?)
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DebianError {
@@ -132,259 +233,74 @@ fn write(path: &Path, text: &str) -> Result<(), DebianError> {
     written.map_err(io_error("write", path))
 }
 
-fn mmdebstrap(
-    suite: &str,
-    packages: &[String],
-    arch: Arch,
-    archive: &Path,
-    config: &Path,
-) -> Command {
+fn mmdebstrap(packages: &[String], arch: Arch, depth: Depth) -> Command {
     let mut command = Command::new("mmdebstrap");
-    command.args(["--variant=essential", "--format=tar"]);
+    let mut include: Vec<&str> = packages.iter().map(String::as_str).collect();
+    match depth {
+        Depth::Configured => {
+            command.arg("--variant=essential");
+            command.arg(format!("--hook-dir={MERGED_USR}"));
+            if Arch::host() != Some(arch) {
+                // It would ask one more program what the kernel has said already.
+                command.arg("--skip=check/qemu");
+            }
+        }
+        Depth::Unpacked => {
+            command.arg("--variant=extract");
+            command.arg(format!("--setup-hook={MERGED_USR}/setup00.sh"));
+            command.arg(format!("--extract-hook={STATUS}"));
+            include.insert(0, "?essential");
+        }
+    }
+    command.arg("--format=tar");
     command.arg(format!("--architectures={}", arch.debian()));
-    command.arg(format!("--aptopt={}", config.display()));
     for option in LEFT_OUT {
         command.arg(format!("--dpkgopt={option}"));
     }
-    if !packages.is_empty() {
-        command.arg(format!("--include={}", packages.join(",")));
+    if !include.is_empty() {
+        command.arg(format!("--include={}", include.join(",")));
     }
     command
         .env("LC_ALL", "C")
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    command.arg(suite).arg(archive);
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("SOURCE_DATE_EPOCH", EPOCH.to_string());
     command
-}
-
-/// The host's own Debian, as far as it has one.
-#[derive(Debug, Default)]
-struct Host {
-    suite: Option<String>,
-    lists: Vec<String>,
-}
-
-impl Host {
-    fn read() -> Host {
-        let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-        let parts = fs::read_dir("/etc/apt/sources.list.d")
-            .into_iter()
-            .flatten()
-            .flatten();
-        files.extend(parts.map(|part| part.path()));
-        files.sort();
-        Host {
-            suite: debian_suite(&release),
-            lists: files
-                .iter()
-                .filter_map(|file| fs::read_to_string(file).ok())
-                .collect(),
-        }
-    }
-
-    /// Lines for the sources of `suite` that the host uses itself; empty if it uses none, which leaves mmdebstrap its default.
-    fn sources(&self, suite: &str) -> String {
-        let mut lines: Vec<String> = self
-            .lists
-            .iter()
-            .flat_map(|text| parse_sources(text))
-            .filter_map(|s| s.line(suite))
-            .collect();
-        lines.sort();
-        lines.dedup();
-        // Updates alone are no Debian.
-        let complete = lines
-            .iter()
-            .any(|line| line.split_whitespace().any(|word| word == suite));
-        if complete {
-            lines.concat()
-        } else {
-            String::new()
-        }
-    }
-
-    /// apt's settings inside: the host's proxy, if one is set in the environment, reaches apt by itself.
-    fn apt_config(&self) -> String {
-        let mut text =
-            String::from("Acquire::Languages \"none\";\nAPT::Install-Recommends \"false\";\n");
-        if env::var_os("CI").is_some() {
-            text.push_str("Acquire::Retries \"3\";\n");
-        }
-        text
-    }
-}
-
-/// The code name of a Debian, from os-release(5).
-fn debian_suite(release: &str) -> Option<String> {
-    let value = |name: &str| {
-        let line = release
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
-        Some(line.trim_matches('"').to_owned())
-    };
-    (value("ID")? == "debian").then(|| value("VERSION_CODENAME"))?
-}
-
-/// One source of packages, see sources.list(5).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Sources {
-    uris: Vec<String>,
-    suites: Vec<String>,
-    components: Vec<String>,
-    signed_by: Option<String>,
-    binary: bool,
-}
-
-impl Sources {
-    /// Lines for what this source has of a Debian release: its own suite, its updates and its security suite, component main.
-    fn line(&self, suite: &str) -> Option<String> {
-        let ours = |name: &&String| {
-            let rest = name.trim_end_matches('/').strip_prefix(suite);
-            matches!(rest, Some("" | "-updates" | "-security"))
-        };
-        let suites: Vec<&String> = self.suites.iter().filter(ours).collect();
-        if !self.binary || suites.is_empty() || !self.components.iter().any(|c| c == "main") {
-            return None;
-        }
-        let option = self
-            .signed_by
-            .as_ref()
-            .map(|key| format!("[signed-by={key}] "))
-            .unwrap_or_default();
-        let pairs = self
-            .uris
-            .iter()
-            .flat_map(|uri| suites.iter().map(move |suite| (uri, suite)));
-        Some(
-            pairs
-                .map(|(uri, suite)| format!("deb {option}{uri} {suite} main\n"))
-                .collect(),
-        )
-    }
-}
-
-/// Reads either form of a sources file. What is not understood is left out: it is only a hint where to look first.
-fn parse_sources(text: &str) -> Vec<Sources> {
-    let deb822 = text
-        .lines()
-        .any(|line| line.to_ascii_lowercase().starts_with("uris:"));
-    if deb822 {
-        let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-        kept.join("\n")
-            .split("\n\n")
-            .filter_map(parse_stanza)
-            .collect()
-    } else {
-        text.lines().filter_map(parse_one_line).collect()
-    }
-}
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
-}
-
-fn parse_stanza(stanza: &str) -> Option<Sources> {
-    let mut sources = Sources::default();
-    for line in stanza.lines() {
-        let Some((name, value)) = line.split_once(':') else {
-            continue;
-        };
-        match name.to_ascii_lowercase().as_str() {
-            "types" => sources.binary = words(value).iter().any(|word| word == "deb"),
-            "uris" => sources.uris = words(value),
-            "suites" => sources.suites = words(value),
-            "components" => sources.components = words(value),
-            // A key written out in the stanza itself has no path; apt then falls back to its trusted keys.
-            "signed-by" => {
-                sources.signed_by = Some(value.trim().to_owned()).filter(|key| key.starts_with('/'))
-            }
-            "enabled" if value.trim().eq_ignore_ascii_case("no") => return None,
-            _ => {}
-        }
-    }
-    Some(sources)
-}
-
-fn parse_one_line(line: &str) -> Option<Sources> {
-    let line = line.split('#').next()?.trim();
-    let rest = line.strip_prefix("deb ")?.trim_start();
-    let (options, rest) = match rest.strip_prefix('[') {
-        Some(inner) => inner.split_once(']')?,
-        None => ("", rest),
-    };
-    let mut fields = words(rest).into_iter();
-    let signed_by = options
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("signed-by="));
-    Some(Sources {
-        uris: vec![fields.next()?],
-        suites: vec![fields.next()?],
-        components: fields.collect(),
-        signed_by: signed_by.map(str::to_owned),
-        binary: true,
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const DEB822: &str = "Types: deb\n# a comment\nURIs: http://a.example/debian\nSuites: bookworm bookworm-updates\n\
-        Components: main contrib\nSigned-By: /usr/share/keyrings/k.gpg\n\n\
-        Types: deb-src\nURIs: http://b.example/debian\nSuites: bookworm\nComponents: main\n\n\
-        Enabled: no\nTypes: deb\nURIs: http://c.example/debian\nSuites: bookworm\nComponents: main\n";
+    #[test]
+    fn an_emulator_counts_if_the_kernel_has_it_open() {
+        let text =
+            |flags| format!("enabled\ninterpreter /usr/bin/qemu\nflags: {flags}\noffset 0\n");
+        assert!(is_open_handler(&text("POCF")));
+        assert!(!is_open_handler(&text("POC")));
+        assert!(!is_open_handler(&text("F").replace("enabled", "disabled")));
+        assert!(!is_open_handler(""));
+    }
 
-    fn host(lists: &[&str]) -> Host {
-        Host {
-            suite: None,
-            lists: lists.iter().map(|&text| text.to_owned()).collect(),
+    #[test]
+    fn the_hosts_architecture_is_configured_and_every_other_at_least_unpacked() {
+        let words = |arch, depth| {
+            let command = mmdebstrap(&["curl".to_owned()], arch, depth);
+            let words = command
+                .get_args()
+                .map(|arg| arg.to_string_lossy().into_owned());
+            words.collect::<Vec<_>>()
+        };
+        let arch = Arch::host().unwrap();
+        assert_eq!(Depth::of(arch), Depth::Configured);
+        let configured = words(arch, Depth::Configured);
+        assert!(configured.contains(&"--variant=essential".to_owned()));
+        assert!(configured.contains(&"--include=curl".to_owned()));
+        assert!(!configured.contains(&"--skip=check/qemu".to_owned()));
+        for other in Arch::ALL.into_iter().filter(|other| *other != arch) {
+            assert!(words(other, Depth::Configured).contains(&"--skip=check/qemu".to_owned()));
+            let unpacked = words(other, Depth::Unpacked);
+            assert!(unpacked.contains(&"--variant=extract".to_owned()));
+            assert!(unpacked.contains(&"--include=?essential,curl".to_owned()));
         }
-    }
-
-    #[test]
-    fn the_hosts_own_debian_is_taken_and_nothing_else() {
-        let third = "deb https://packages.example.com/apt cloud-bookworm main\ndeb http://d.example bookworm stable # not Debian\n";
-        let text = host(&[DEB822, third]).sources("bookworm");
-        assert_eq!(
-            text,
-            "deb [signed-by=/usr/share/keyrings/k.gpg] http://a.example/debian bookworm main\n\
-             deb [signed-by=/usr/share/keyrings/k.gpg] http://a.example/debian bookworm-updates main\n"
-        );
-    }
-
-    #[test]
-    fn one_line_sources_are_read() {
-        let text = "deb [arch=amd64 signed-by=/k.gpg] http://a.example/debian trixie main non-free\n#deb http://x trixie main\n\
-                    deb http://s.example/security trixie-security main\ndeb-src http://a.example/debian trixie main\n";
-        assert_eq!(
-            host(&[text]).sources("trixie"),
-            "deb [signed-by=/k.gpg] http://a.example/debian trixie main\ndeb http://s.example/security trixie-security main\n"
-        );
-    }
-
-    #[test]
-    fn another_release_than_the_hosts_has_no_sources_here() {
-        assert_eq!(host(&[DEB822]).sources("trixie"), "");
-        assert_eq!(
-            host(&["deb http://s.example trixie-security main\n"]).sources("trixie"),
-            ""
-        );
-    }
-
-    #[test]
-    fn only_a_debian_has_a_suite() {
-        assert_eq!(
-            debian_suite("ID=debian\nVERSION_CODENAME=bookworm\n").as_deref(),
-            Some("bookworm")
-        );
-        assert_eq!(
-            debian_suite("ID=\"debian\"\nVERSION_CODENAME=\"trixie\"\n").as_deref(),
-            Some("trixie")
-        );
-        assert_eq!(
-            debian_suite("ID=ubuntu\nVERSION_CODENAME=noble\nID_LIKE=debian\n"),
-            None
-        );
-        assert_eq!(debian_suite("ID=debian\n"), None);
     }
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where the files of a root come from: nowhere (our binary alone), a directory, Debian, or an OCI image.
 //!
-//! A base is either a [`crate::tree::Tree`] that an image is written from, or a directory that a container's root is shared from.
-//! Directories made here lie in the cache and are never written to again.
+//! A base is either a [`Tree`] that an image is written from, or a directory that a container's root is shared from. Directories made
+//! here lie in the cache, each with a ledger of what its archives say, and are never written to again.
 
 pub mod debian;
 pub mod dir;
+pub mod ledger;
 pub mod none;
 pub mod oci;
 pub mod unpack;
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use guest_kernel::{Arch, Cache, Progress};
 
+use crate::tree::{Tree, TreeError};
+use ledger::{Ledger, LedgerError};
 pub use oci::ImageConfig;
 
 /// Where a container's root comes from.
@@ -52,6 +55,12 @@ pub enum BaseError {
     /// The image could not be unpacked.
     #[error(transparent)]
     Oci(#[from] oci::OciError),
+    /// The root in the cache cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The directory cannot be read.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
 }
 
 impl RootSource {
@@ -70,6 +79,21 @@ impl RootSource {
         } else {
             RootSource::Dir(path)
         })
+    }
+
+    /// What it is for `arch`, without any path of this host's.
+    pub fn name(&self, arch: Arch) -> String {
+        match self {
+            RootSource::Debian { suite, .. } => {
+                let suite = debian::suite(suite.as_deref());
+                match debian::Depth::of(arch) {
+                    debian::Depth::Configured => format!("debian {suite}"),
+                    debian::Depth::Unpacked => format!("debian {suite}, packages not configured"),
+                }
+            }
+            RootSource::Dir(_) => "directory".to_owned(),
+            RootSource::OciLayout(_) | RootSource::Archive(_) => "oci".to_owned(),
+        }
     }
 }
 
@@ -101,6 +125,20 @@ pub fn container_root(
         RootSource::OciLayout(dir) => oci::root_of_layout(dir, arch, cache, progress)?,
         RootSource::Archive(file) => oci::root_of_archive(file, arch, cache, progress)?,
     })
+}
+
+/// Gets a root as a tree, with owners, modes, devices and attributes as its archive has them, whoever unpacks it.
+pub fn tree(
+    source: &RootSource,
+    arch: Arch,
+    cache: &Cache,
+    progress: &dyn Progress,
+) -> Result<Tree, BaseError> {
+    if let RootSource::Dir(dir) = source {
+        return Ok(dir::tree(dir)?);
+    }
+    let root = container_root(source, arch, cache, progress)?.dir;
+    Ok(Ledger::read(&root)?.tree(&root)?)
 }
 
 #[cfg(test)]

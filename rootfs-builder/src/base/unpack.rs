@@ -3,36 +3,37 @@
 //!
 //! Nothing an archive says can reach outside the directory: every parent is opened with `openat2` and `RESOLVE_IN_ROOT`, so that links
 //! and `..` on the way end at the directory's own root, and everything is done through that descriptor with the last component alone.
-//! As root, owners, devices and attributes are restored; otherwise files belong to the user and stay readable to it.
+//! As root, owners, devices and attributes are restored; otherwise files belong to the user and stay readable to it, and an empty file
+//! without any rights holds a device's place. Either way the [`Ledger`] learns what the archive says.
 //!
 //! Whiteouts follow the OCI image specification, section "Whiteouts": they remove what lower layers put there, whatever their place
 //! in the archive. So they are applied in a first pass over the layer, and files are written in a second.
 
 mod confined;
+mod header;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
-    chmodat, chownat, fchmod, fchown, fsetxattr, linkat, makedev, mkdirat, mknodat, openat, statat,
-    symlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fchmod, fsetxattr,
+    linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
-use tar::{Archive, EntryType, Header};
+use tar::{Archive, EntryType};
 
+use super::ledger::{Device, Ledger, Record};
 use confined::{Place, Root, empty, remove};
+use header::{mtime, path_of, times};
 
 /// The prefix of a whiteout's name.
 const WHITEOUT: &[u8] = b".wh.";
 /// The name of the whiteout that empties its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// How a PAX header names an extended attribute.
-const PAX_ATTRIBUTE: &str = "SCHILY.xattr.";
 
 /// Why an archive could not be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +74,8 @@ fn at<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -
     }
 }
 
-/// First pass: removes from `root` what the layer's whiteouts name.
-pub fn whiteouts(layer: impl Read, root: &Path) -> Result<(), UnpackError> {
+/// First pass: removes from `root`, and from its ledger, what the layer's whiteouts name.
+pub fn whiteouts(layer: impl Read, root: &Path, ledger: &mut Ledger) -> Result<(), UnpackError> {
     let root = Root::open(root)?;
     let mut archive = Archive::new(layer);
     for entry in archive.entries().map_err(UnpackError::Archive)? {
@@ -91,34 +92,42 @@ pub fn whiteouts(layer: impl Read, root: &Path) -> Result<(), UnpackError> {
         let Ok(parent) = root.parent(&place, false) else {
             continue;
         };
-        let hidden = &name[WHITEOUT.len()..];
+        let hidden = OsStr::from_bytes(&name[WHITEOUT.len()..]);
         if name == OPAQUE {
             empty(&parent, &path)?;
-        } else if !matches!(hidden, b"" | b"." | b"..") {
-            remove(&parent, OsStr::from_bytes(hidden), &path)?;
+            ledger.empty(&root.inside(&parent, None)?);
+        } else if !matches!(hidden.as_bytes(), b"" | b"." | b"..") {
+            remove(&parent, hidden, &path)?;
+            ledger.remove(&root.inside(&parent, Some(hidden))?);
         }
     }
     Ok(())
 }
 
-/// Second pass: writes the layer's entries into `root`, over what is there. Whiteouts are passed over.
-pub fn layer(layer: impl Read, root: &Path) -> Result<(), UnpackError> {
+/// Second pass: writes the layer's entries into `root`, over what is there, and what the layer says of them into its ledger. Whiteouts
+/// are passed over.
+pub fn layer(layer: impl Read, root: &Path, ledger: &mut Ledger) -> Result<(), UnpackError> {
+    layer_as(layer, root, ledger, guest_kernel::host::is_root())
+}
+
+/// As [`layer`], with root's rights or as if without them.
+fn layer_as(
+    layer: impl Read,
+    root: &Path,
+    ledger: &mut Ledger,
+    privileged: bool,
+) -> Result<(), UnpackError> {
     let mut unpacker = Unpacker {
         root: Root::open(root)?,
-        privileged: guest_kernel::host::is_root(),
+        ledger,
+        privileged,
         directories: Vec::new(),
     };
     let mut archive = Archive::new(layer);
     for entry in archive.entries().map_err(UnpackError::Archive)? {
-        let mut entry = entry.map_err(UnpackError::Archive)?;
-        let path = path_of(&entry.path_bytes());
-        unpacker.entry(&mut entry, &path)?;
+        unpacker.entry(&mut entry.map_err(UnpackError::Archive)?)?;
     }
     unpacker.finish()
-}
-
-fn path_of(bytes: &[u8]) -> PathBuf {
-    PathBuf::from(OsString::from_vec(bytes.to_vec()))
 }
 
 /// A directory whose mode and time are set when nothing more is written into it.
@@ -128,20 +137,29 @@ struct Directory {
     mtime: u64,
 }
 
-struct Unpacker {
+struct Unpacker<'a> {
     root: Root,
+    ledger: &'a mut Ledger,
     privileged: bool,
     directories: Vec<Directory>,
 }
 
-impl Unpacker {
-    fn entry<R: Read>(
-        &mut self,
-        entry: &mut tar::Entry<'_, R>,
-        path: &Path,
-    ) -> Result<(), UnpackError> {
-        let header = entry.header().clone();
-        let kind = header.entry_type();
+/// Where an entry goes, and what the archive says of it.
+struct Item<'a> {
+    /// Its path in the archive, for messages.
+    path: &'a Path,
+    /// The directory that it goes into.
+    parent: OwnedFd,
+    name: OsString,
+    /// Its path in the ledger.
+    inside: Vec<u8>,
+    record: Record,
+    mtime: u64,
+}
+
+impl Unpacker<'_> {
+    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), UnpackError> {
+        let kind = entry.header().entry_type();
         // Headers that describe other entries; the tar crate has used those that matter.
         if matches!(
             kind,
@@ -152,205 +170,167 @@ impl Unpacker {
         ) {
             return Ok(());
         }
+        let path = &path_of(&entry.path_bytes());
+        let record = header::record(entry, path)?;
+        let mtime = mtime(entry.header());
         let Some(place) = Place::of(path)? else {
-            return self.directory_later(path, &header);
+            self.directory_later(path, record.mode, mtime);
+            return Ok(());
         };
         if place.name.as_bytes().starts_with(WHITEOUT) {
             return Ok(());
         }
         let parent = self.root.parent(&place, true)?;
-        if kind == EntryType::Directory {
-            return self.directory(&parent, &place, path, &header, entry);
-        }
-        let link = entry.link_name_bytes().map(|bytes| path_of(&bytes));
-        let link = || {
-            link.clone().ok_or_else(|| UnpackError::Escape {
-                path: path.to_owned(),
-            })
+        let item = Item {
+            inside: self.root.inside(&parent, Some(&place.name))?,
+            name: place.name,
+            path,
+            parent,
+            record,
+            mtime,
         };
-        remove(&parent, &place.name, path)?;
+        if kind == EntryType::Directory {
+            return self.directory(item);
+        }
+        remove(&item.parent, &item.name, path)?;
+        self.ledger.remove(&item.inside);
         match kind {
+            EntryType::Link => return self.link(&item, &link_of(entry, path)?),
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                return self.file(&parent, &place, path, &header, entry);
+                self.file(&item, entry)?
             }
-            EntryType::Link => return self.link(&parent, &place, path, &link()?),
             EntryType::Symlink => {
-                symlinkat(link()?, &parent, &place.name).map_err(at("create", path))?
+                symlinkat(link_of(entry, path)?, &item.parent, &item.name)
+                    .map_err(at("create", path))?;
+                self.owner(&item)?;
             }
-            EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                if !self.node(&parent, &place, path, &header)? {
-                    return Ok(());
-                }
-            }
+            EntryType::Char | EntryType::Block | EntryType::Fifo => self.node(&item)?,
             _ => {
                 return Err(UnpackError::UnknownKind {
                     path: path.to_owned(),
                 });
             }
         }
-        self.owner(&parent, &place, path, &header)?;
-        let times = times(mtime(&header));
-        utimensat(&parent, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(at("set the time of", path))
+        let times = times(mtime);
+        utimensat(&item.parent, &item.name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(at("set the time of", path))?;
+        self.ledger.set(&item.inside, item.record);
+        Ok(())
     }
 
     /// The mode an entry gets. Without root's rights, what the user could not read, list or remove any more would be lost to it.
-    fn mode(&self, header: &Header, owner: u32) -> u32 {
-        let mode = header.mode().unwrap_or(0o644) & 0o7777;
+    fn mode(&self, mode: u32, owner: u32) -> u32 {
         if self.privileged { mode } else { mode | owner }
     }
 
-    fn directory<R: Read>(
-        &mut self,
-        parent: &OwnedFd,
-        place: &Place,
-        path: &Path,
-        header: &Header,
-        entry: &mut tar::Entry<'_, R>,
-    ) -> Result<(), UnpackError> {
-        let is_directory = statat(parent, &place.name, AtFlags::SYMLINK_NOFOLLOW)
+    fn directory(&mut self, item: Item<'_>) -> Result<(), UnpackError> {
+        let path = item.path;
+        let is_directory = statat(&item.parent, &item.name, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
         if !is_directory {
-            remove(parent, &place.name, path)?;
-            mkdirat(parent, &place.name, Mode::from_raw_mode(0o755)).map_err(at("create", path))?;
+            remove(&item.parent, &item.name, path)?;
+            mkdirat(&item.parent, &item.name, Mode::from_raw_mode(0o755))
+                .map_err(at("create", path))?;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = openat(parent, &place.name, flags, Mode::empty()).map_err(at("open", path))?;
-        self.owner(parent, place, path, header)?;
-        self.attributes(&dir, entry, path)?;
-        self.directory_later(path, header)
+        let dir =
+            openat(&item.parent, &item.name, flags, Mode::empty()).map_err(at("open", path))?;
+        self.owner(&item)?;
+        self.attributes(&dir, &item)?;
+        self.directory_later(path, item.record.mode, item.mtime);
+        self.ledger.set(&item.inside, item.record);
+        Ok(())
     }
 
-    fn directory_later(&mut self, path: &Path, header: &Header) -> Result<(), UnpackError> {
+    fn directory_later(&mut self, path: &Path, mode: u32, mtime: u64) {
         self.directories.push(Directory {
             path: path
                 .components()
                 .filter(|part| matches!(part, Component::Normal(_)))
                 .collect(),
-            mode: self.mode(header, 0o700),
-            mtime: mtime(header),
+            mode: self.mode(mode, 0o700),
+            mtime,
         });
-        Ok(())
     }
 
     fn file<R: Read>(
         &self,
-        parent: &OwnedFd,
-        place: &Place,
-        path: &Path,
-        header: &Header,
+        item: &Item<'_>,
         entry: &mut tar::Entry<'_, R>,
     ) -> Result<(), UnpackError> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(parent, &place.name, flags, Mode::from_raw_mode(0o600))
-            .map_err(at("create", path))?;
+        let fd = openat(&item.parent, &item.name, flags, Mode::from_raw_mode(0o600))
+            .map_err(at("create", item.path))?;
         let mut file = File::from(fd);
-        io::copy(entry, &mut file).map_err(at("write", path))?;
-        if self.privileged {
-            let (uid, gid) = owners(header);
-            fchown(&file, Some(uid), Some(gid)).map_err(at("set the owner of", path))?;
-        }
+        io::copy(entry, &mut file).map_err(at("write", item.path))?;
+        self.owner(item)?;
         // After the owner, since a change of owner clears the set-id bits and capabilities.
-        let mode = Mode::from_raw_mode(self.mode(header, 0o600));
-        fchmod(&file, mode).map_err(at("set the mode of", path))?;
-        self.attributes(&file, entry, path)?;
-        utimensat(
-            parent,
-            &place.name,
-            &times(mtime(header)),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(at("set the time of", path))
+        let mode = Mode::from_raw_mode(self.mode(item.record.mode, 0o600));
+        fchmod(&file, mode).map_err(at("set the mode of", item.path))?;
+        self.attributes(&file, item)
     }
 
-    fn link(
-        &self,
-        parent: &OwnedFd,
-        place: &Place,
-        path: &Path,
-        target: &Path,
-    ) -> Result<(), UnpackError> {
+    /// Makes a second name for a file. What is said of the first holds for both, whatever the archive says of the second.
+    fn link(&mut self, item: &Item<'_>, target: &Path) -> Result<(), UnpackError> {
         let from = Place::of(target)?.ok_or_else(|| UnpackError::Escape {
             path: target.to_owned(),
         })?;
         let dir = self.root.parent(&from, false)?;
-        linkat(&dir, &from.name, parent, &place.name, AtFlags::empty()).map_err(at("link", path))
-    }
-
-    /// Makes a device or a pipe; tells whether it did. Devices need root's rights, and a container gets its own from the runtime.
-    fn node(
-        &self,
-        parent: &OwnedFd,
-        place: &Place,
-        path: &Path,
-        header: &Header,
-    ) -> Result<bool, UnpackError> {
-        let kind = match header.entry_type() {
-            EntryType::Char => FileType::CharacterDevice,
-            EntryType::Block => FileType::BlockDevice,
-            _ => FileType::Fifo,
-        };
-        if kind != FileType::Fifo && !self.privileged {
-            return Ok(false);
+        linkat(&dir, &from.name, &item.parent, &item.name, AtFlags::empty())
+            .map_err(at("link", item.path))?;
+        let first = self.root.inside(&dir, Some(&from.name))?;
+        if let Some(record) = self.ledger.get(&first).cloned() {
+            self.ledger.set(&item.inside, record);
         }
-        let number = |field: io::Result<Option<u32>>| field.ok().flatten().unwrap_or(0);
-        let device = makedev(number(header.device_major()), number(header.device_minor()));
-        let mode = Mode::from_raw_mode(self.mode(header, 0o600));
-        mknodat(parent, &place.name, kind, mode, device).map_err(at("create", path))?;
-        // The process's umask took part in the mode.
-        chmodat(parent, &place.name, mode, AtFlags::empty())
-            .map_err(at("set the mode of", path))?;
-        Ok(true)
+        Ok(())
     }
 
-    fn owner(
-        &self,
-        parent: &OwnedFd,
-        place: &Place,
-        path: &Path,
-        header: &Header,
-    ) -> Result<(), UnpackError> {
+    /// Makes a device or a pipe. Devices need root's rights; without them a file without content and rights takes the place, so that
+    /// later entries meet something there all the same.
+    fn node(&self, item: &Item<'_>) -> Result<(), UnpackError> {
+        let (kind, major, minor) = match item.record.device {
+            Some(Device::Char(major, minor)) => (FileType::CharacterDevice, major, minor),
+            Some(Device::Block(major, minor)) => (FileType::BlockDevice, major, minor),
+            None => (FileType::Fifo, 0, 0),
+        };
+        let (kind, mode) = match kind {
+            FileType::Fifo => (kind, self.mode(item.record.mode, 0o600)),
+            _ if self.privileged => (kind, item.record.mode),
+            _ => (FileType::RegularFile, 0),
+        };
+        let (mode, device) = (Mode::from_raw_mode(mode), makedev(major, minor));
+        mknodat(&item.parent, &item.name, kind, mode, device).map_err(at("create", item.path))?;
+        self.owner(item)?;
+        // The process's umask took part in the mode, and a change of owner in the set-id bits.
+        chmodat(&item.parent, &item.name, mode, AtFlags::empty())
+            .map_err(at("set the mode of", item.path))
+    }
+
+    fn owner(&self, item: &Item<'_>) -> Result<(), UnpackError> {
         if !self.privileged {
             return Ok(());
         }
-        let (uid, gid) = owners(header);
         chownat(
-            parent,
-            &place.name,
-            Some(uid),
-            Some(gid),
+            &item.parent,
+            &item.name,
+            Some(Uid::from_raw(item.record.uid)),
+            Some(Gid::from_raw(item.record.gid)),
             AtFlags::SYMLINK_NOFOLLOW,
         )
-        .map_err(at("set the owner of", path))
+        .map_err(at("set the owner of", item.path))
     }
 
     /// Restores extended attributes (file capabilities above all).
-    fn attributes<R: Read>(
-        &self,
-        file: impl AsFd,
-        entry: &mut tar::Entry<'_, R>,
-        path: &Path,
-    ) -> Result<(), UnpackError> {
+    fn attributes(&self, file: impl AsFd, item: &Item<'_>) -> Result<(), UnpackError> {
         if !self.privileged {
             return Ok(());
         }
-        let Some(extensions) = entry.pax_extensions().map_err(UnpackError::Archive)? else {
-            return Ok(());
-        };
-        for extension in extensions {
-            let extension = extension.map_err(UnpackError::Archive)?;
-            let Some(name) = extension
-                .key()
-                .ok()
-                .and_then(|key| key.strip_prefix(PAX_ATTRIBUTE))
-            else {
-                continue;
-            };
-            match fsetxattr(&file, name, extension.value_bytes(), XattrFlags::empty()) {
+        for (name, value) in &item.record.xattrs {
+            match fsetxattr(&file, name, value, XattrFlags::empty()) {
                 // A file system without them, or one that knows no such kind, loses nothing that a container would miss at once.
                 Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
-                Err(error) => return Err(at("set an attribute of", path)(error)),
+                Err(error) => return Err(at("set an attribute of", item.path)(error)),
             }
         }
         Ok(())
@@ -373,34 +353,12 @@ impl Unpacker {
     }
 }
 
-fn owners(header: &Header) -> (Uid, Gid) {
-    // Numbers beyond 32 bits are those of no Linux system; such files are root's.
-    let number = |field: io::Result<u64>| {
-        field
-            .ok()
-            .and_then(|n| u32::try_from(n).ok())
-            .filter(|n| *n != u32::MAX)
-            .unwrap_or(0)
-    };
-    (
-        Uid::from_raw(number(header.uid())),
-        Gid::from_raw(number(header.gid())),
-    )
-}
-
-fn mtime(header: &Header) -> u64 {
-    header.mtime().unwrap_or(0)
-}
-
-fn times(mtime: u64) -> Timestamps {
-    let time = |seconds, nanoseconds| Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanoseconds,
-    };
-    Timestamps {
-        last_access: time(0, UTIME_OMIT),
-        last_modification: time(i64::try_from(mtime).unwrap_or(0), 0),
-    }
+/// What a link leads to.
+fn link_of<R: Read>(entry: &tar::Entry<'_, R>, path: &Path) -> Result<PathBuf, UnpackError> {
+    let target = entry.link_name_bytes().map(|bytes| path_of(&bytes));
+    target.ok_or_else(|| UnpackError::Escape {
+        path: path.to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -20,11 +20,12 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::ContainerRoot;
+use super::ledger::{Ledger, LedgerError};
 use super::unpack::{self, UnpackError};
-use layout::Image;
+use layout::{Image, Layer};
 
 /// Counts up when the way images are unpacked changes.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// Why an image could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +110,9 @@ pub enum OciError {
         /// Why.
         source: UnpackError,
     },
+    /// What the layers say of their entries could not be kept.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -192,7 +196,7 @@ pub fn root_of_archive(
         .tempdir_in(&work)
         .map_err(io_error("create a directory in", &work))?;
     let reader = decompressed(file)?;
-    let unpacked = unpack::layer(reader, dir.path());
+    let unpacked = unpack::layer(reader, dir.path(), &mut Ledger::default());
     unpacked.map_err(|source| OciError::Unpack {
         path: file.to_owned(),
         source,
@@ -229,12 +233,14 @@ fn root_of(
         let root = entry.join("root");
         fs::create_dir(&root).map_err(io_error("create", &root))?;
         let mut step = progress.step("Image");
+        let mut ledger = Ledger::default();
         let count = image.layers.len();
         for (index, layer) in image.layers.iter().enumerate() {
             step.line(&format!("layer {} of {count}", index + 1));
             step.position(index as u64, count as u64);
-            unpack_layer(&layer.path, layer.digest.as_deref(), &layer.diff_id, &root)?;
+            unpack_layer(layer, &root, &mut ledger)?;
         }
+        ledger.write(&root)?;
         let config = entry.join("config.json");
         fs::copy(&image.config_path, &config).map_err(io_error("copy", &image.config_path))?;
         step.done(&format!("{count} layers unpacked"));
@@ -255,23 +261,19 @@ fn load(entry: &Path) -> Result<ContainerRoot, OciError> {
 }
 
 /// Checks a layer and unpacks it: reads it three times rather than trust it once.
-fn unpack_layer(
-    path: &Path,
-    digest: Option<&str>,
-    diff_id: &str,
-    root: &Path,
-) -> Result<(), OciError> {
-    if let Some(digest) = digest {
+fn unpack_layer(layer: &Layer, root: &Path, ledger: &mut Ledger) -> Result<(), OciError> {
+    let path = &layer.path;
+    if let Some(digest) = &layer.digest {
         let file = File::open(path).map_err(io_error("open", path))?;
         verify(file, digest, path)?;
     }
-    verify(decompressed(path)?, diff_id, path)?;
+    verify(decompressed(path)?, &layer.diff_id, path)?;
     let failed = |source| OciError::Unpack {
         path: path.to_owned(),
         source,
     };
-    unpack::whiteouts(decompressed(path)?, root).map_err(failed)?;
-    unpack::layer(decompressed(path)?, root).map_err(failed)
+    unpack::whiteouts(decompressed(path)?, root, ledger).map_err(failed)?;
+    unpack::layer(decompressed(path)?, root, ledger).map_err(failed)
 }
 
 /// Reads `content` to its end and compares its digest, 64 hexadecimal digits.

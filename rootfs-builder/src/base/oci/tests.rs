@@ -9,6 +9,7 @@ use guest_kernel::progress::Silent;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::base::RootSource;
 
 fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
@@ -16,13 +17,12 @@ fn sha256(bytes: &[u8]) -> String {
 
 fn tar_of(files: &[(&str, &str)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
-    let me = fs::metadata("/proc/self").unwrap();
     for (name, data) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(data.len() as u64);
-        header.set_mode(0o644);
-        header.set_uid(me.uid().into());
-        header.set_gid(me.gid().into());
+        header.set_mode(0o6604);
+        header.set_uid(4321);
+        header.set_gid(1234);
         builder
             .append_data(&mut header, name, data.as_bytes())
             .unwrap();
@@ -202,6 +202,20 @@ fn docker_archive(dir: &Path, config_name: &str, layer_name: &str) -> PathBuf {
     let path = dir.join("image.tar.gz");
     fs::write(&path, gzip(&builder.into_inner().unwrap())).unwrap();
     path
+}
+
+#[test]
+fn the_tree_of_an_image_is_as_its_layers_say_whoever_unpacks_them() {
+    let layout = Layout::new(&["amd64"]);
+    let source = RootSource::OciLayout(layout.path());
+    let tree = crate::base::tree(&source, Arch::X86_64, &layout.cache, &Silent).unwrap();
+    let paths: Vec<_> = tree.entries().map(|(path, _)| path).collect();
+    assert_eq!(paths, ["etc", "etc/name", "new"].map(Path::new));
+    for path in ["etc/name", "new"] {
+        let entry = tree.get(path).unwrap();
+        assert_eq!((entry.mode, entry.uid, entry.gid), (0o6604, 4321, 1234));
+    }
+    assert_eq!(source.name(Arch::X86_64), "oci");
 }
 
 #[test]

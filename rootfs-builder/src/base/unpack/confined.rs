@@ -45,13 +45,26 @@ impl Place {
 /// The directory that is unpacked into.
 pub struct Root {
     dir: OwnedFd,
+    /// Where it is on the host, without links.
+    host: PathBuf,
 }
 
 impl Root {
     /// Opens it by its path on the host.
     pub fn open(path: &Path) -> Result<Root, UnpackError> {
-        let dir = File::open(path).map_err(at("open", path))?;
-        Ok(Root { dir: dir.into() })
+        let dir = OwnedFd::from(File::open(path).map_err(at("open", path))?);
+        let host = fs::read_link(by_descriptor(&dir)).map_err(at("resolve", path))?;
+        Ok(Root { dir, host })
+    }
+
+    /// The path inside, without links, of `name` in a directory, or of the directory itself.
+    pub fn inside(&self, dir: &OwnedFd, name: Option<&OsStr>) -> Result<Vec<u8>, UnpackError> {
+        let host = fs::read_link(by_descriptor(dir)).map_err(at("resolve", &self.host))?;
+        let path = host
+            .strip_prefix(&self.host)
+            .map_err(|_| UnpackError::Escape { path: host.clone() })?;
+        let path = name.map_or_else(|| path.to_owned(), |name| path.join(name));
+        Ok(path.into_os_string().into_encoded_bytes())
     }
 
     /// Opens a directory by its path inside, links resolved inside too.
@@ -99,9 +112,7 @@ pub fn remove(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), UnpackErro
         Err(error) => return Err(at("look at", path)(error)),
     };
     // The standard library removes trees without following links; it needs a path, which the descriptor gives.
-    let host = Path::new("/proc/self/fd")
-        .join(dir.as_raw_fd().to_string())
-        .join(name);
+    let host = by_descriptor(dir).join(name);
     let removed = if kind == FileType::Directory {
         fs::remove_dir_all(&host)
     } else {
@@ -112,10 +123,14 @@ pub fn remove(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), UnpackErro
 
 /// Removes everything in a directory.
 pub fn empty(dir: &OwnedFd, path: &Path) -> Result<(), UnpackError> {
-    let host = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string());
-    for item in fs::read_dir(host).map_err(at("read", path))? {
+    for item in fs::read_dir(by_descriptor(dir)).map_err(at("read", path))? {
         let item = item.map_err(at("read", path))?;
         remove(dir, &item.file_name(), path)?;
     }
     Ok(())
+}
+
+/// A path that leads to an open directory.
+fn by_descriptor(dir: &OwnedFd) -> PathBuf {
+    Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string())
 }

@@ -6,6 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use super::*;
 use proptest::prelude::*;
+use tar::Header;
+
+mod owners;
 
 /// An archive made entry by entry. Names are written as they are, which the tar crate's own builder would refuse.
 struct Tar(tar::Builder<Vec<u8>>);
@@ -71,9 +74,9 @@ impl Sandbox {
     }
 
     fn unpack(&self, tar: Tar) -> Result<(), UnpackError> {
-        let bytes = tar.bytes();
-        whiteouts(&bytes[..], &self.root())?;
-        layer(&bytes[..], &self.root())
+        let (bytes, mut ledger) = (tar.bytes(), Ledger::default());
+        whiteouts(&bytes[..], &self.root(), &mut ledger)?;
+        layer(&bytes[..], &self.root(), &mut ledger)
     }
 
     fn read(&self, path: &str) -> String {
@@ -312,9 +315,9 @@ fn a_broken_archive_is_an_error() {
     let place = Sandbox::new();
     let mut bytes = Tar::new().file("f", &"x".repeat(2000)).bytes();
     bytes.truncate(1000);
-    assert!(layer(&bytes[..], &place.root()).is_err());
+    assert!(layer(&bytes[..], &place.root(), &mut Ledger::default()).is_err());
     assert!(matches!(
-        layer(&[7; 512][..], &place.root()),
+        layer(&[7; 512][..], &place.root(), &mut Ledger::default()),
         Err(UnpackError::Archive(_))
     ));
 }
