@@ -1,18 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Puts an initramfs together: the guest binary, a base, and the modules of a modular kernel. The same inputs give the same bytes, and
-//! a cache entry.
+//! Puts the trees of images together: the guest binary, a base, the modules of a modular kernel, and what a definition adds; and writes
+//! an initramfs of the plain kind that VMs here boot from. The same inputs give the same bytes, and a cache entry.
+
+mod elf;
+pub mod place;
+mod root;
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use flate2::{Compression as Deflate, GzBuilder};
 use guest_kernel::cache::{CacheError, Key};
 use guest_kernel::{Arch, Cache, Kernel, Progress};
 
 use crate::base::{self, BaseError, RootSource, none};
+use crate::image::compress;
 use crate::image::cpio::{self, CpioError};
 use crate::tree::{Entry, Tree, TreeError};
+
+pub use crate::image::compress::Compression;
+pub use root::{Parts, Root, RootError, root, source_of};
 
 /// The list of modules that the guest loads, in load order: one `path [params…]` per line.
 const MODULE_LIST: &str = "lib/keelson/modules.load";
@@ -20,16 +27,6 @@ const MODULE_LIST: &str = "lib/keelson/modules.load";
 const FORMAT: &str = "1";
 /// The name of the image inside its cache entry.
 const IMAGE: &str = "initramfs";
-
-/// How an initramfs is compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// Not at all: larger, and the quickest to boot.
-    #[default]
-    None,
-    /// gzip, which every kernel can unpack.
-    Gzip,
-}
 
 /// What the initramfs holds besides the guest binary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +62,12 @@ pub enum AssembleError {
     /// The tree could not be made.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// Something cannot be put where it is to be.
+    #[error(transparent)]
+    Put(#[from] place::PutError),
+    /// The definition asks for what is not there.
+    #[error(transparent)]
+    Root(#[from] RootError),
     /// The archive could not be written.
     #[error(transparent)]
     Cpio(#[from] CpioError),
@@ -99,14 +102,10 @@ pub fn initramfs(
     progress: &dyn Progress,
 ) -> Result<PathBuf, AssembleError> {
     let tree = tree(what, cache, progress)?;
-    let mtime = epoch(std::env::var("SOURCE_DATE_EPOCH").ok())?;
-    let compression = match what.compression {
-        Compression::None => "none",
-        Compression::Gzip => "gzip",
-    };
+    let mtime = source_date_epoch()?;
     let key = Key::of(&format!("initramfs-{}", what.arch))
         .field("format", FORMAT)
-        .field("compression", compression)
+        .field("compression", what.compression.name())
         .field("mtime", mtime.to_le_bytes());
     let key = tree.digest_into(key)?.finish();
     let entry = cache.entry("image", &key, |dir| {
@@ -128,8 +127,7 @@ fn tree(
     let mut tree = match &what.base {
         Base::None => none::tree(what.binary)?,
         Base::Root(source) => {
-            let root = base::container_root(source, what.arch, cache, progress)?;
-            let mut tree = base::dir::tree(&root.dir)?;
+            let mut tree = base::tree(source, what.arch, cache, progress)?;
             none::add_init(&mut tree, what.binary)?;
             tree
         }
@@ -140,15 +138,11 @@ fn tree(
     Ok(tree)
 }
 
-fn add_modules(tree: &mut Tree, kernel: &Kernel) -> Result<(), TreeError> {
+/// Adds a kernel's modules and the list that init loads them by.
+fn add_modules(tree: &mut Tree, kernel: &Kernel) -> Result<(), place::PutError> {
     if kernel.modules.is_empty() {
         return Ok(());
     }
-    // A base's /lib may be a link to usr/lib; what is below it then goes there, as it would on a disk.
-    let lib = match tree.get("lib").map(|entry| &entry.kind) {
-        Some(crate::tree::Kind::Symlink(_)) => "usr/lib",
-        _ => "lib",
-    };
     let mut list = String::from("# Loaded by init in this order: path [parameters]\n");
     for module in &kernel.modules {
         let name = module
@@ -156,20 +150,23 @@ fn add_modules(tree: &mut Tree, kernel: &Kernel) -> Result<(), TreeError> {
             .file_name()
             .unwrap_or_default()
             .to_string_lossy();
-        let inside = format!("modules/{}/{name}", kernel.release);
-        tree.insert(format!("{lib}/{inside}"), Entry::file(&module.path, 0o644))?;
-        list.push_str(&format!("/lib/{inside}"));
+        let path = format!("/lib/modules/{}/{name}", kernel.release);
+        place::put(tree, &path, Entry::file(&module.path, 0o644))?;
+        list.push_str(&path);
         for param in &module.params {
             list.push(' ');
             list.push_str(param);
         }
         list.push('\n');
     }
-    let place = MODULE_LIST.replacen("lib", lib, 1);
-    tree.insert(place, Entry::bytes(list, 0o644))
+    place::put(tree, MODULE_LIST, Entry::bytes(list, 0o644))
 }
 
-/// The one time of every entry: `SOURCE_DATE_EPOCH` (reproducible-builds.org), else the epoch.
+/// The one time of everything in an image: `SOURCE_DATE_EPOCH` (reproducible-builds.org), else the epoch.
+pub fn source_date_epoch() -> Result<u32, AssembleError> {
+    epoch(std::env::var("SOURCE_DATE_EPOCH").ok())
+}
+
 fn epoch(value: Option<String>) -> Result<u32, AssembleError> {
     match value {
         None => Ok(0),
@@ -192,125 +189,12 @@ fn write(
             source,
         }
     };
-    let mut out = BufWriter::new(File::create(path).map_err(failed("create"))?);
-    match compression {
-        Compression::None => cpio::write(tree, mtime, &mut out)?,
-        Compression::Gzip => {
-            // Without a name and a time in its header, equal content gives equal bytes.
-            let mut gzip = GzBuilder::new().mtime(0).write(&mut out, Deflate::best());
-            cpio::write(tree, mtime, &mut gzip)?;
-            gzip.finish().map_err(failed("write"))?;
-        }
-    }
-    out.flush().map_err(failed("write"))?;
+    let out = File::create(path).map_err(failed("create"))?;
+    compress::write(compression, out, |out| cpio::write(tree, mtime, out))?;
     fs::metadata(path)
         .map(|m| m.len())
         .map_err(failed("look at"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use guest_kernel::progress::Silent;
-    use guest_kernel::{Module, Source};
-
-    /// A cache, a binary and a kernel with two modules in a directory of their own.
-    struct Inputs {
-        dir: tempfile::TempDir,
-        cache: Cache,
-        kernel: Kernel,
-    }
-
-    impl Inputs {
-        fn new() -> Inputs {
-            let dir = tempfile::tempdir().unwrap();
-            let path = |name: &str| dir.path().join(name);
-            for name in ["keelson", "b.ko", "a.ko"] {
-                fs::write(path(name), name).unwrap();
-            }
-            let module = |name: &str, params: &[&str]| Module {
-                path: path(name),
-                params: params.iter().map(|&p| p.to_owned()).collect(),
-            };
-            let kernel = Kernel {
-                image: path("image"),
-                vmlinux: None,
-                config: path("config"),
-                release: "6.0".to_owned(),
-                modules: vec![module("b.ko", &[]), module("a.ko", &["x=1", "y"])],
-                source: Source::Fetched,
-            };
-            let cache = Cache::at(path("cache")).unwrap();
-            Inputs { cache, kernel, dir }
-        }
-
-        fn build(&self, compression: Compression) -> PathBuf {
-            let binary = self.dir.path().join("keelson");
-            let what = Initramfs {
-                arch: Arch::X86_64,
-                binary: &binary,
-                kernel: Some(&self.kernel),
-                base: Base::None,
-                compression,
-            };
-            initramfs(&what, &self.cache, &Silent).unwrap()
-        }
-    }
-
-    #[test]
-    fn two_builds_in_two_places_are_equal() {
-        for compression in [Compression::None, Compression::Gzip] {
-            let (one, two) = (Inputs::new(), Inputs::new());
-            let (first, second) = (one.build(compression), two.build(compression));
-            assert_ne!(first, second);
-            assert_eq!(fs::read(first).unwrap(), fs::read(second).unwrap());
-        }
-    }
-
-    #[test]
-    fn a_changed_binary_is_another_image_and_an_equal_one_is_not() {
-        let inputs = Inputs::new();
-        let first = inputs.build(Compression::None);
-        assert_eq!(inputs.build(Compression::None), first);
-        fs::write(inputs.dir.path().join("keelson"), "changed").unwrap();
-        assert_ne!(inputs.build(Compression::None), first);
-        assert_ne!(inputs.build(Compression::Gzip), first);
-    }
-
-    #[test]
-    fn modules_are_listed_in_load_order() {
-        let inputs = Inputs::new();
-        let mut tree = Tree::default();
-        add_modules(&mut tree, &inputs.kernel).unwrap();
-        let list = tree.get(MODULE_LIST).unwrap();
-        let expected = "# Loaded by init in this order: path [parameters]\n\
-            /lib/modules/6.0/b.ko\n/lib/modules/6.0/a.ko x=1 y\n";
-        assert_eq!(list, &Entry::bytes(expected, 0o644));
-        assert!(tree.get("lib/modules/6.0/a.ko").is_some());
-    }
-
-    #[test]
-    fn a_merged_usr_keeps_its_link() {
-        let inputs = Inputs::new();
-        let mut tree = Tree::default();
-        tree.insert(
-            "lib",
-            Entry::new(crate::tree::Kind::Symlink("usr/lib".into()), 0o777),
-        )
-        .unwrap();
-        add_modules(&mut tree, &inputs.kernel).unwrap();
-        assert!(
-            tree.get("usr/lib/modules/6.0/a.ko").is_some()
-                && tree.get("usr/lib/keelson/modules.load").is_some()
-        );
-    }
-
-    #[test]
-    fn the_epoch_is_a_number_or_refused() {
-        assert_eq!(epoch(None).unwrap(), 0);
-        assert_eq!(epoch(Some("1700000000".to_owned())).unwrap(), 1_700_000_000);
-        for bad in ["", "-1", "now", "4294967296"] {
-            assert!(epoch(Some(bad.to_owned())).is_err());
-        }
-    }
-}
+mod tests;

@@ -1,159 +1,237 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The verb `build`.
+//! The verb `build`, and the options that say what an image is to be.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use anyhow::{Context as _, Result, bail};
-use clap::{Args, ValueEnum};
-use guest_kernel::host::Need;
-use guest_kernel::{Arch, BuildOptions, Cache, Kernel, Progress};
+use anyhow::Result;
+use clap::Args;
+use guest_kernel::Arch;
 
-use super::output::print;
-use super::{Context, arch_or_host};
-use crate::assemble::{self, Base, Compression, Initramfs};
-use crate::base::RootSource;
-use crate::{setup, toolchain};
+use super::Context;
+use crate::assemble::AssembleError;
+use crate::build::BuildError;
+use crate::definition::{
+    self, BaseChoice, DirectoryEntry, FileContent, FileEntry, Filesystem, Format, KernelChoice,
+    Layer, Mode, Origin, Owner, Profile, Resolved, Size, osbuilder,
+};
+use crate::image::compress::Compression;
+use crate::{build as pipeline, setup};
 
-/// Build an initramfs: the guest binary alone, or with a base, and the modules of a modular kernel
+/// Build an image: an initramfs, a disk, a file system, an archive or a guest extension
+///
+/// What it is to be is said by a definition file, a profile, and the options here, which are the strongest. Without any it is the
+/// guest binary alone, as an initramfs for a distributor's kernel.
 #[derive(Debug, Args)]
 pub struct BuildArgs {
-    /// Write the image here instead of leaving it in the cache
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// The guest's architecture: x86_64 or aarch64; this machine's if not given
-    #[arg(long, value_name = "ARCH")]
-    arch: Option<Arch>,
-    /// What goes in besides the guest binary: `none`, `debian`, or the path of a directory, an OCI image layout or archive
-    #[arg(long, value_name = "none|debian|PATH", default_value = "none")]
-    base: String,
-    /// Packages of a Debian base besides the essential ones
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    packages: Vec<String>,
-    /// The kernel whose modules go in
-    #[arg(long, value_enum, default_value_t = KernelSource::Fetched)]
-    kernel: KernelSource,
-    /// How the image is compressed
-    #[arg(long, value_enum, default_value_t = Compressor::None)]
-    compress: Compressor,
-    /// Take this guest binary instead of building it
-    #[arg(long, value_name = "FILE")]
-    binary: Option<PathBuf>,
+    #[command(flatten)]
+    definition: DefinitionArgs,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Install what is missing on the host first
     #[arg(long)]
     setup: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Compressor {
-    /// Larger, and the quickest to boot
-    None,
-    /// Every kernel can unpack it
-    Gzip,
+/// What an image is to be.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DefinitionArgs {
+    /// The definition file (TOML)
+    #[arg(short = 'f', long = "definition", value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Follow the environment variables of Kata's osbuilder
+    #[arg(long)]
+    from_env: bool,
+    /// Begin with the settings of a profile
+    #[arg(long, value_enum)]
+    profile: Option<Profile>,
+    /// What the image is called in its manifest
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Write the image here instead of leaving it in the cache
+    #[arg(short, long, value_name = "PATH")]
+    output: Option<PathBuf>,
+    /// The guest's architecture: x86_64 or aarch64; this machine's if not given
+    #[arg(long, value_name = "ARCH")]
+    arch: Option<Arch>,
+    /// What comes out; an initramfs if not given
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// The file system on a disk; erofs if not given
+    #[arg(long, value_enum)]
+    filesystem: Option<Filesystem>,
+    /// How an initramfs, archive or OCI layer is compressed
+    #[arg(long, visible_alias = "compression", value_enum)]
+    compress: Option<Compression>,
+    /// Add a dm-verity hash tree
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    verity: Option<bool>,
+    /// Give a disk the header that lets an nvdimm be mapped; done if not said otherwise
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    dax: Option<bool>,
+    /// Make a disk's size a multiple of this, such as 2M or 128M
+    #[arg(long, value_name = "SIZE")]
+    align: Option<Size>,
+    /// Leave this much free in an ext4 file system
+    #[arg(long, value_name = "SIZE")]
+    free: Option<Size>,
+    /// What goes in besides the guest binary: `none`, `debian`, or the path of a directory, an OCI image layout or archive
+    #[arg(long, value_name = "none|debian|PATH")]
+    base: Option<String>,
+    /// The release of a Debian base
+    #[arg(long, value_name = "NAME")]
+    suite: Option<String>,
+    /// Packages of a Debian base besides the essential ones
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    packages: Vec<String>,
+    /// Add a file of the host, or a directory with all that is in it
+    #[arg(long, value_name = "SOURCE:TARGET[:MODE[:UID:GID]]")]
+    add: Vec<Addition>,
+    /// Make a directory in the image
+    #[arg(long, value_name = "TARGET[:MODE[:UID:GID]]")]
+    mkdir: Vec<NewDirectory>,
+    /// Add a static shell
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    shell: Option<bool>,
+    /// The VM's host name until the host gives one
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// The kernel the image is for, whose modules go in
+    #[arg(long, value_enum)]
+    kernel: Option<KernelChoice>,
+    /// Build our kernel with these options too: confidential, debug, or the path of a fragment
+    #[arg(long, value_name = "NAME|PATH")]
+    fragment: Vec<String>,
+    /// Record a kernel word that belongs to the image
+    #[arg(long, value_name = "WORD")]
+    word: Vec<String>,
+    /// Build the guest extension of this name
+    #[arg(long, value_name = "NAME")]
+    extension: Option<String>,
+    /// Take this guest binary instead of building it
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
 }
 
-/// Which kernel's modules go into an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum KernelSource {
-    /// A distributor's
-    Fetched,
-    /// Our own
-    Built,
-    /// None: the kernel has everything built in
-    None,
+/// `SOURCE:TARGET[:MODE[:UID:GID]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Addition(FileEntry);
+
+/// `TARGET[:MODE[:UID:GID]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NewDirectory(DirectoryEntry);
+
+impl FromStr for Addition {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Addition, String> {
+        let (source, rest) = text
+            .split_once(':')
+            .filter(|(source, target)| !source.is_empty() && !target.is_empty())
+            .ok_or("a source and a target with a colon between them are needed")?;
+        let NewDirectory(place) = rest.parse()?;
+        Ok(Addition(FileEntry {
+            target: place.target,
+            what: FileContent::Source(source.into()),
+            mode: place.mode,
+            owner: place.owner,
+        }))
+    }
 }
 
-impl KernelSource {
-    fn needs(self, arch: Arch) -> Vec<Need> {
-        match self {
-            KernelSource::Fetched => setup::kernel(arch, false),
-            KernelSource::Built => setup::kernel(arch, true),
-            KernelSource::None => Vec::new(),
+impl FromStr for NewDirectory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NewDirectory, String> {
+        let mut parts = text.splitn(3, ':');
+        let target = parts.next().unwrap_or_default();
+        let mode = parts.next().map(str::parse::<Mode>).transpose();
+        let owner = parts.next().map(str::parse::<Owner>).transpose();
+        Ok(NewDirectory(DirectoryEntry {
+            target: target.into(),
+            mode: mode.map_err(|error| error.to_string())?,
+            owner: owner.map_err(|error| error.to_string())?,
+        }))
+    }
+}
+
+impl DefinitionArgs {
+    /// Puts all sources together.
+    pub fn resolve(&self) -> Result<Resolved> {
+        let mut sources = vec![(Origin::Flag, self.layer())];
+        let mut notes = Vec::new();
+        if self.from_env {
+            let imported = osbuilder::from_env()?;
+            sources.push((Origin::Environment, imported.layer));
+            notes = imported.notes;
+        }
+        if let Some(file) = &self.file {
+            sources.push((Origin::File, Layer::read(file)?));
+        }
+        let mut resolved = definition::resolve(sources)?;
+        resolved.notes.extend(notes);
+        Ok(resolved)
+    }
+
+    /// What the options say.
+    fn layer(&self) -> Layer {
+        let extension = self.extension.as_ref().map(|_| Format::Extension);
+        Layer {
+            name: self.name.clone(),
+            arch: self.arch,
+            profile: self.profile,
+            base: self.base.as_deref().map(BaseChoice::from),
+            suite: self.suite.clone(),
+            packages: self.packages.clone(),
+            files: self.add.iter().map(|added| added.0.clone()).collect(),
+            directories: self.mkdir.iter().map(|made| made.0.clone()).collect(),
+            kernel: self.kernel,
+            fragments: self.fragment.clone(),
+            // Nothing else has a name of an extension.
+            format: self.format.or(extension),
+            filesystem: self.filesystem,
+            compression: self.compress,
+            verity: self.verity,
+            dax: self.dax,
+            align: self.align,
+            free: self.free,
+            hostname: self.hostname.clone(),
+            words: self.word.clone(),
+            extension: self.extension.clone(),
+            shell: self.shell,
+            binary: self.binary.clone(),
+            output: self.output.clone(),
         }
     }
-
-    fn get(self, arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<Option<Kernel>> {
-        Ok(match self {
-            KernelSource::Fetched => Some(guest_kernel::fetch(arch, cache, progress)?),
-            KernelSource::Built => Some(guest_kernel::build(
-                arch,
-                &BuildOptions::default(),
-                cache,
-                progress,
-            )?),
-            KernelSource::None => None,
-        })
-    }
 }
 
-/// Makes an initramfs and prints where it is.
+/// Builds an image and prints what it is, or with `--dry-run` what would be done.
 pub fn build(args: &BuildArgs, context: &Context<'_>) -> Result<()> {
-    let (cache, progress) = (context.cache, context.progress);
-    let arch = arch_or_host(args.arch)?;
-    let base = base(&args.base, &args.packages)?;
-    let mut needs = args.kernel.needs(arch);
-    if args.binary.is_none() {
-        needs.extend(toolchain::needs(arch, cache));
+    let Resolved {
+        definition, notes, ..
+    } = args.definition.resolve()?;
+    for note in &notes {
+        context.progress.note(&format!("note: {note}"));
     }
-    if matches!(base, Base::Root(RootSource::Debian { .. })) {
-        needs.extend(setup::debian_base());
+    if args.dry_run {
+        return context.report(&pipeline::plan(&definition));
     }
-    setup::ensure(&needs, args.setup, cache, progress)?;
-    let kernel = args.kernel.get(arch, cache, progress)?;
-    let binary = match &args.binary {
-        Some(binary) => binary
-            .canonicalize()
-            .with_context(|| format!("Cannot find the guest binary {}", binary.display()))?,
-        None => toolchain::guest_binary(arch, cache, progress)?,
-    };
-    let compression = match args.compress {
-        Compressor::None => Compression::None,
-        Compressor::Gzip => Compression::Gzip,
-    };
-    let what = Initramfs {
-        arch,
-        binary: &binary,
-        kernel: kernel.as_ref(),
-        base,
-        compression,
-    };
-    let made = assemble::initramfs(&what, cache, progress)?;
-    let place = match &args.output {
-        None => made,
-        Some(output) => {
-            std::fs::copy(&made, output)
-                .with_context(|| format!("Cannot write {}", output.display()))?;
-            output.clone()
-        }
-    };
-    print(&place.display().to_string())
+    let needs = pipeline::needs(&definition, context.cache);
+    setup::ensure(&needs, args.setup, context.cache, context.progress)?;
+    let built = pipeline::build(&definition, context.cache, context.progress).map_err(opened)?;
+    context.report(&built)
 }
 
-fn base(word: &str, packages: &[String]) -> Result<Base> {
-    if !packages.is_empty() && word != "debian" {
-        bail!("--packages goes with --base debian only");
+/// The error inside one that only passes it on: hints are found by an error's type, and such a one would hide it.
+fn opened(error: BuildError) -> anyhow::Error {
+    match error {
+        BuildError::Assemble(AssembleError::Root(error)) => error.into(),
+        BuildError::Assemble(error) => error.into(),
+        BuildError::Toolchain(error) => error.into(),
+        error => error.into(),
     }
-    Ok(match word {
-        "none" => Base::None,
-        "debian" => Base::Root(RootSource::Debian {
-            suite: None,
-            packages: packages.to_vec(),
-        }),
-        path => Base::Root(RootSource::at(path.as_ref())?),
-    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn packages_need_a_debian() {
-        assert!(base("none", &["curl".to_owned()]).is_err());
-        assert!(matches!(
-            base("debian", &["curl".to_owned()]),
-            Ok(Base::Root(RootSource::Debian { .. }))
-        ));
-        assert_eq!(base("none", &[]).unwrap(), Base::None);
-        assert!(base("/no/such/path", &[]).is_err());
-    }
-}
+mod tests;

@@ -5,10 +5,14 @@ use std::io::{self, Write};
 
 use guest_kernel::host::Missing;
 
-use crate::assemble::AssembleError;
+use crate::assemble::{AssembleError, RootError};
 use crate::base::BaseError;
 use crate::base::debian::DebianError;
+use crate::build::BuildError;
 use crate::cache::Cache;
+use crate::definition::DefinitionError;
+use crate::definition::osbuilder::OsbuilderError;
+use crate::kata::KataError;
 use crate::setup::SetupError;
 use crate::toolchain::ToolchainError;
 
@@ -51,6 +55,9 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
         if let Some(DebianError::Command(_)) = debian_error(cause) {
             return debian_hints(guest_kernel::host::is_root());
         }
+        if let Some(hint) = own_hint(cause) {
+            return vec![hint];
+        }
         if let Some(ToolchainError::NoWorkspace { .. }) = cause.downcast_ref() {
             return vec![
                 "give the guest binary with --binary, or work inside the source tree".to_owned(),
@@ -58,6 +65,36 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
         }
     }
     Vec::new()
+}
+
+/// The hint of an error that knows one itself, or that one sentence helps.
+fn own_hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(error) = cause.downcast_ref::<DefinitionError>() {
+        return error.hint();
+    }
+    if let Some(error) = cause.downcast_ref::<OsbuilderError>() {
+        return error.hint().map(str::to_owned);
+    }
+    let hint = match (
+        cause.downcast_ref(),
+        cause.downcast_ref(),
+        cause.downcast_ref(),
+    ) {
+        (Some(RootError::NoShell { .. }), ..) => {
+            "install busybox-static, or take a base with a shell: --base debian"
+        }
+        (_, Some(BuildError::NotEmpty { .. }), _) => {
+            "remove it, or say another place with --output"
+        }
+        (.., Some(KataError::NoManifest { .. })) => {
+            "copy the image's .manifest.json beside it, or build the image again"
+        }
+        (.., Some(KataError::Format { .. })) => {
+            "build one with --format initramfs or --format disk"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 /// The failure of a Debian base inside the errors that pass it on as it is, and so do not show in a chain of causes.
