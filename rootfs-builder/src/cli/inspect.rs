@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Being written.
+//! The verb `inspect`.
 
-use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+use anyhow::Result;
 use clap::Args;
 
 use super::Context;
+use crate::inspect;
 
-/// Being written
+/// Tell what an image is, what is in it, and what a kernel needs to boot it
 #[derive(Debug, Args)]
-pub struct InspectArgs {}
+pub struct InspectArgs {
+    /// The image: a file of any format that `build` writes, or a directory
+    image: PathBuf,
+    /// List every entry, as `ls -l` does
+    #[arg(long)]
+    files: bool,
+}
 
-/// Being written.
-pub fn inspect(_args: &InspectArgs, _context: &Context<'_>) -> Result<()> {
-    bail!("Being written")
+/// `inspect`: prints what an image is.
+pub fn inspect(args: &InspectArgs, context: &Context<'_>) -> Result<()> {
+    let inspection = inspect::inspect(&args.image, args.files)?;
+    context.report(&inspection)
 }
