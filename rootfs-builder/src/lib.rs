@@ -5,6 +5,7 @@
 
 pub mod assemble;
 pub mod base;
+pub mod build;
 pub mod cache;
 pub mod clean;
 pub mod cli;

@@ -4,6 +4,8 @@
 //! The story is [`execute`]: prepare what the VM is made of ([`prepare`]), decide ([`plan`]), run (`session`).
 
 pub mod args;
+pub mod boot;
+pub mod guest_image;
 pub mod plan;
 pub mod prepare;
 mod session;
@@ -20,7 +22,9 @@ use crate::client::ClientError;
 use crate::progress::Progress;
 use crate::terminal;
 use crate::timings::Timings;
+use boot::BootArgs;
 use plan::Plan;
+use prepare::Wanted;
 
 /// The exit code of failures of our own, as container engines have it.
 pub const FAILED: u8 = 125;
@@ -88,14 +92,20 @@ pub fn execute(args: &Args, cache: &Cache, progress: &dyn Progress) -> Result<u8
         bail!("-t with -i needs a terminal on standard input");
     }
     let mut timings = Timings::start();
-    let prepared = prepare::prepare(args, cache, progress)?;
-    let plan = Plan::new(args, prepared)?;
+    let source = prepare::root_source(args.rootfs.as_deref())?;
+    let wanted = Wanted::new(&args.boot, Some(source))?;
+    let plan = Plan::new(args, wanted.prepare(args.setup, cache, progress)?)?;
     timings.end("prepare");
+    run_plan(&plan, &args.boot, timings)
+}
+
+/// Runs a plan; the exit code of its command.
+pub(crate) fn run_plan(plan: &Plan, args: &BootArgs, mut timings: Timings) -> Result<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("Cannot start the runtime")?;
-    let result = runtime.block_on(session::run(&plan, &mut timings));
+    let result = runtime.block_on(session::run(plan, &mut timings));
     // A read of standard input may still be under way in a thread of its own; it must not hold us up.
     runtime.shutdown_background();
     if args.timings {

@@ -2,6 +2,7 @@
 //! What each verb needs of the host, and installing it: Debian packages where this process is root, crates and Python packages into the
 //! cache for anyone.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use guest_kernel::command::{self, CommandError};
@@ -21,6 +22,18 @@ const QEMU_AARCH64: Need = Need::program(
     "qemu-system-aarch64",
     "qemu-system-arm",
     "to run aarch64 guests",
+);
+/// Starts x86_64 guests by UEFI.
+const OVMF: Need = Need::file(
+    &["/usr/share/qemu/OVMF.fd", "/usr/share/ovmf/OVMF.fd"],
+    "ovmf",
+    "to start x86_64 guests by UEFI",
+);
+/// Starts aarch64 guests by UEFI.
+const QEMU_EFI: Need = Need::file(
+    &["/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"],
+    "qemu-efi-aarch64",
+    "to start aarch64 guests by UEFI",
 );
 /// The guest's socket to the host, without support of the host's kernel.
 const VSOCK: Need = Need {
@@ -80,6 +93,23 @@ pub fn vm(arch: Arch) -> [Need; 3] {
     [qemu, VSOCK, VIRTIOFSD]
 }
 
+/// What a VM that starts by UEFI needs besides.
+pub fn firmware(arch: Arch) -> Need {
+    match arch {
+        Arch::X86_64 => OVMF,
+        Arch::Aarch64 => QEMU_EFI,
+    }
+}
+
+/// Where the host has that.
+pub fn firmware_file(arch: Arch) -> Option<PathBuf> {
+    let What::File(places) = firmware(arch).what else {
+        return None;
+    };
+    let mut places = places.iter().map(PathBuf::from);
+    places.find(|path| path.exists())
+}
+
 /// What a kernel needs to be had.
 pub fn kernel(arch: Arch, built: bool) -> Vec<Need> {
     if built {
@@ -94,6 +124,10 @@ pub fn everything(arch: Arch, cache: &Cache) -> Vec<Need> {
     let mut needs = toolchain::needs(arch, cache);
     needs.extend(kernel(arch, false));
     needs.extend(vm(arch));
+    if arch == Arch::Aarch64 {
+        // Without ACPI an aarch64 guest has no nvdimm. An x86_64 guest gains nothing by UEFI.
+        needs.push(firmware(arch));
+    }
     needs.extend(debian_base());
     needs
 }
@@ -269,6 +303,7 @@ mod tests {
     #[test]
     fn each_architecture_has_its_machine() {
         assert_ne!(vm(Arch::X86_64)[0], vm(Arch::Aarch64)[0]);
+        assert_ne!(firmware(Arch::X86_64), firmware(Arch::Aarch64));
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //!
 //! Owns the defaults (mounts, masked paths, capabilities, limits). It reads nothing from the host.
 
+mod guest;
+
+pub use guest::guest;
+
 use protobuf::MessageField;
 use protocols::oci;
 
@@ -158,11 +162,14 @@ pub fn container(options: &ContainerOptions) -> oci::Spec {
     }
 }
 
-fn linux(id: &str) -> oci::Linux {
-    let namespace = |kind: &&str| oci::LinuxNamespace {
+fn namespace(kind: &&str) -> oci::LinuxNamespace {
+    oci::LinuxNamespace {
         Type: (*kind).into(),
         ..Default::default()
-    };
+    }
+}
+
+fn linux(id: &str) -> oci::Linux {
     // Nothing but the devices every container has: the agent adds those itself, as every runtime does.
     let deny_all = oci::LinuxDeviceCgroup {
         Allow: false,

@@ -37,6 +37,11 @@ pub fn is_interactive() -> bool {
     io::stdin().is_terminal()
 }
 
+/// Whether standard input and output are both a terminal, as a program with a screen needs them.
+pub fn is_full() -> bool {
+    is_interactive() && io::stdout().is_terminal()
+}
+
 /// Rows and columns of the terminal on standard input or output, if one of them is a terminal that knows.
 pub fn size() -> Option<(u16, u16)> {
     let sizes = [tcgetwinsize(io::stdin()), tcgetwinsize(io::stdout())];

@@ -13,6 +13,7 @@ mod kernel;
 pub mod output;
 mod setup;
 mod shell;
+mod summary;
 mod verify;
 
 use std::process::ExitCode;
@@ -62,6 +63,7 @@ enum Verb {
     Diff(diff::DiffArgs),
     Shell(Box<shell::ShellArgs>),
     KataConfig(kata::KataArgs),
+    Summary(Box<summary::SummaryArgs>),
     Setup(setup::SetupArgs),
     Clean(clean::CleanArgs),
     Completions(documents::CompletionsArgs),
@@ -94,7 +96,7 @@ fn arch_or_host(arch: Option<Arch>) -> Result<Arch> {
 /// Runs the program: parses its arguments, does what they say, and tells its failure with a hint where there is one.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let is_run = matches!(cli.verb, Verb::Run(_));
+    let is_run = matches!(cli.verb, Verb::Run(_) | Verb::Shell(_));
     match execute(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -119,12 +121,13 @@ fn execute(cli: Cli) -> Result<u8> {
     };
     match cli.verb {
         Verb::Run(args) => return run::execute(&args, &cache, &*progress),
-        Verb::Shell(args) => shell::shell(&args, &context)?,
+        Verb::Shell(args) => return shell::shell(&args, &context),
         Verb::Build(args) => build::build(&args, &context)?,
         Verb::Kernel(verb) => kernel::kernel_verb(verb, &context)?,
         Verb::Inspect(args) => inspect::inspect(&args, &context)?,
         Verb::Verify(args) => verify::verify(&args, &context)?,
         Verb::Diff(args) => diff::diff(&args, &context)?,
+        Verb::Summary(args) => summary::summary(&args, &context)?,
         Verb::KataConfig(args) => kata::kata(&args, &context)?,
         Verb::Setup(args) => setup::set_up(&args, &context)?,
         Verb::Clean(args) => clean::clean_up(&args, &context)?,

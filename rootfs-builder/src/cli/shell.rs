@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Being written.
+//! The `shell` verb.
 
-use anyhow::{Result, bail};
-use clap::Args;
+use anyhow::Result;
+
+pub use crate::shell::ShellArgs;
 
 use super::Context;
 
-/// Being written
-#[derive(Debug, Args)]
-pub struct ShellArgs {}
-
-/// Being written.
-pub fn shell(_args: &ShellArgs, _context: &Context<'_>) -> Result<()> {
-    bail!("Being written")
+/// Opens the shell; the exit code of what ran in it.
+pub fn shell(args: &ShellArgs, context: &Context<'_>) -> Result<u8> {
+    crate::shell::execute(args, context.cache, context.progress)
 }

@@ -3,10 +3,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, ValueEnum};
-use guest_kernel::Arch;
+use clap::Args as ClapArgs;
 
-use crate::vm;
+use super::boot::BootArgs;
 
 /// Boot a VM and run a command in an OCI container inside it.
 ///
@@ -38,60 +37,12 @@ pub struct Args {
     /// Who runs the command: names of the container's or numbers
     #[arg(short = 'u', long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// The VM's memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(128..=1 << 20))]
-    pub memory: u32,
-    /// The VM's processors
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
-    pub cpus: u32,
-    /// The kernel: `fetched` (a distributor's), `built` (our own), or the path of an image with built-in drivers
-    #[arg(long, value_name = "fetched|built|PATH", default_value = "fetched")]
-    pub kernel: String,
-    /// Take this guest binary instead of building it
-    #[arg(long, value_name = "FILE")]
-    pub binary: Option<PathBuf>,
-    /// More words for the kernel command line
-    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
-    pub append: Vec<String>,
-    /// The guest's architecture: x86_64 or aarch64; this machine's if not given
-    #[arg(long)]
-    pub arch: Option<Arch>,
-    /// How the processor is made
-    #[arg(long, value_enum, default_value_t = Accel::Auto)]
-    pub accel: Accel,
-    /// Print where the time went
-    #[arg(long)]
-    pub timings: bool,
-    /// Show the VM's console on standard error
-    #[arg(long)]
-    pub console: bool,
-    /// Keep the VM's directory with its logs, and say where it is
-    #[arg(long)]
-    pub keep: bool,
+    /// The VM
+    #[command(flatten)]
+    pub boot: BootArgs,
     /// The command and its arguments. Without one the image's own, or else one that tells where it runs
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
-}
-
-/// As [`vm::Accel`], for the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Accel {
-    /// KVM if it is usable, else emulation
-    Auto,
-    /// KVM
-    Kvm,
-    /// Emulation
-    Tcg,
-}
-
-impl From<Accel> for vm::Accel {
-    fn from(accel: Accel) -> vm::Accel {
-        match accel {
-            Accel::Auto => vm::Accel::Auto,
-            Accel::Kvm => vm::Accel::Kvm,
-            Accel::Tcg => vm::Accel::Tcg,
-        }
-    }
 }
 
 fn variable(text: &str) -> Result<String, String> {
@@ -139,19 +90,9 @@ mod tests {
             &["-e", "=x"][..],
             &["-e", "x"],
             &["-w", "rel"],
-            &["--cpus", "0"],
-            &["--memory", "1"],
             &["--writable"],
         ] {
             assert!(parse(words).is_err(), "{words:?}");
         }
-    }
-
-    #[test]
-    fn kernel_words_may_begin_with_a_dash() {
-        assert_eq!(
-            parse(&["--append", "-x quiet"]).unwrap().append,
-            ["-x quiet"]
-        );
     }
 }

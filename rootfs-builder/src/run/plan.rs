@@ -50,34 +50,19 @@ pub struct Plan {
 
 impl Plan {
     /// Decides everything.
-    pub fn new(args: &Args, prepared: Prepared) -> Result<Plan, users::UserError> {
+    pub fn new(args: &Args, prepared: Prepared) -> Result<Plan, PlanError> {
         let id = container_id(std::process::id());
-        let process = process_options(args, &prepared.image, &prepared.root)?;
-        let share = Share {
-            path: prepared.root.clone(),
+        let root = prepared.root.ok_or(PlanError::NoRoot)?;
+        let process = process_options(args, &prepared.image, &root)?;
+        let mut vm = prepared.vm;
+        vm.share = Some(Share {
+            path: root,
             readonly: !args.writable,
-        };
-        let mut vm = VmConfig::new(
-            prepared.arch,
-            &prepared.kernel,
-            prepared.initramfs,
-            prepared.tools,
-        );
-        vm.memory_mib = args.memory;
-        vm.cpus = args.cpus;
-        vm.cmdline = args
-            .append
-            .iter()
-            .flat_map(|words| words.split_whitespace())
-            .map(String::from)
-            .collect();
-        vm.accel = args.accel.into();
-        vm.echo_console = args.console;
-        vm.keep_dir = args.keep;
-        vm.share = Some(share);
+            dax: args.boot.dax,
+        });
         Ok(Plan {
             vm,
-            sandbox: sandbox(&id, args.writable),
+            sandbox: sandbox(&id, args.writable, args.boot.dax),
             container: container(&id, args.writable, process),
             interactive: args.interactive,
             terminal: args.tty,
@@ -86,25 +71,48 @@ impl Plan {
     }
 }
 
+/// Why a run cannot be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Who shall run the command is not known.
+    #[error(transparent)]
+    User(#[from] users::UserError),
+    /// A container needs a root.
+    #[error("There is no root for the container")]
+    NoRoot,
+}
+
 /// Unlike any other on this machine at this time, and valid by the agent's rules (protocol section 3.2).
-fn container_id(pid: u32) -> String {
+pub(crate) fn container_id(pid: u32) -> String {
     format!("run-{pid}")
 }
 
-fn sandbox(id: &str, writable: bool) -> CreateSandboxRequest {
+/// The sandbox, with the container's root mounted in it. `dax`: the share has a window.
+pub(crate) fn sandbox(id: &str, writable: bool, dax: bool) -> CreateSandboxRequest {
     let option = if writable { "rw" } else { "ro" };
+    let mut options = vec![option.to_owned(), "nodev".to_owned()];
+    if dax {
+        options.push("dax=always".to_owned());
+    }
     let share = Storage {
         driver: "virtio-fs".into(),
         source: TAG.into(),
         fstype: "virtiofs".into(),
-        options: vec![option.into(), "nodev".into()],
+        options,
         mount_point: shared_root(id),
         ..Default::default()
     };
     CreateSandboxRequest {
+        storages: vec![share],
+        ..empty_sandbox(id)
+    }
+}
+
+/// A sandbox without anything mounted in it.
+pub(crate) fn empty_sandbox(id: &str) -> CreateSandboxRequest {
+    CreateSandboxRequest {
         hostname: HOSTNAME.into(),
         sandbox_id: id.into(),
-        storages: vec![share],
         ..Default::default()
     }
 }
@@ -113,7 +121,12 @@ fn shared_root(id: &str) -> String {
     format!("{SHARED}/{id}/rootfs")
 }
 
-fn container(id: &str, writable: bool, process: ProcessOptions) -> CreateContainerRequest {
+/// The container, on the share itself or on an overlay above it.
+pub(crate) fn container(
+    id: &str,
+    writable: bool,
+    process: ProcessOptions,
+) -> CreateContainerRequest {
     let (root, storages) = if writable {
         (shared_root(id), Vec::new())
     } else {
@@ -210,12 +223,12 @@ mod tests {
 
     #[test]
     fn the_shared_directory_stays_as_it_is() {
-        let sandbox = sandbox("run-1", false);
+        let sandbox = sandbox("run-1", false, false);
         assert_eq!(
             sandbox.storages[0].mount_point,
             "/run/kata-containers/shared/containers/run-1/rootfs"
         );
-        assert_eq!(sandbox.storages[0].options[0], "ro");
+        assert_eq!(sandbox.storages[0].options, ["ro", "nodev"]);
         let container = container("run-1", false, ProcessOptions::default());
         let overlay = &container.storages[0];
         assert_eq!(
@@ -231,7 +244,7 @@ mod tests {
         assert!(container.storages.is_empty());
         assert_eq!(
             container.OCI.Root.Path,
-            sandbox("run-1", true).storages[0].mount_point
+            sandbox("run-1", true, false).storages[0].mount_point
         );
     }
 

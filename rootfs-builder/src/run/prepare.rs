@@ -1,89 +1,190 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Gets everything a VM is made of: host programs, guest binary, kernel, initramfs, container root.
+//! Gets everything a VM is made of: host programs, guest binary, kernel, image, and a container's root.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use guest_kernel::host::Need;
+use guest_kernel::modules::Purpose;
 use guest_kernel::{Arch, BuildOptions, Kernel, Source, build, fetch};
 
-use super::args::Args;
+use super::boot::{BootArgs, Firmware};
+use super::guest_image::GuestImage;
 use crate::assemble::{self, Base, Compression, Initramfs};
 use crate::base::{self, ImageConfig, RootSource};
 use crate::cache::Cache;
 use crate::progress::Progress;
-use crate::vm::Tools;
+use crate::vm::{Root, Tools, VmConfig};
 use crate::{setup, toolchain};
 
 /// All that is needed to start.
 #[derive(Clone, Debug)]
 pub struct Prepared {
-    /// The guest's architecture.
-    pub arch: Arch,
-    /// The kernel.
-    pub kernel: Kernel,
-    /// The initramfs with the agent and the kernel's modules.
-    pub initramfs: PathBuf,
-    /// The host programs.
-    pub tools: Tools,
-    /// The directory that is the container's root.
-    pub root: PathBuf,
+    /// The VM, without anything of the container's.
+    pub vm: VmConfig,
+    /// The directory that is the container's root; none if the container needs none.
+    pub root: Option<PathBuf>,
     /// What the root's image says; empty if the root is no image's.
     pub image: ImageConfig,
 }
 
-/// Gets everything, the quick questions first.
-pub fn prepare(args: &Args, cache: &Cache, progress: &dyn Progress) -> Result<Prepared> {
-    let arch = args.arch.or_else(Arch::host).unwrap_or(Arch::X86_64);
-    let choice = KernelChoice::of(&args.kernel)?;
-    let source = root_source(args.rootfs.as_deref())?;
-    let mut needs = needs(arch, &choice, &source);
-    if args.binary.is_none() {
-        needs.extend(toolchain::needs(arch, cache));
-    }
-    setup::ensure(&needs, args.setup, cache, progress)?;
-    let tools = Tools::find(arch, cache)?;
-    let kernel = choice.get(arch, cache, progress)?;
-    let binary = match &args.binary {
-        None => toolchain::guest_binary(arch, cache, progress)?,
-        Some(path) => path
-            .canonicalize()
-            .with_context(|| format!("Cannot find the guest binary {}", path.display()))?,
-    };
-    let initramfs = Initramfs {
-        arch,
-        binary: &binary,
-        kernel: Some(&kernel),
-        base: Base::None,
-        compression: Compression::None,
-    };
-    let initramfs = assemble::initramfs(&initramfs, cache, progress)?;
-    let root = base::container_root(&source, arch, cache, progress)?;
-    Ok(Prepared {
-        arch,
-        kernel,
-        initramfs,
-        tools,
-        root: root.dir,
-        image: root.image_config.unwrap_or_default(),
-    })
+/// What the user wants, looked at as far as it can be without making anything.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    args: &'a BootArgs,
+    arch: Arch,
+    kernel: KernelChoice,
+    image: Option<GuestImage>,
+    /// The root that the image becomes.
+    root: Option<Root>,
+    /// Kernel words that the image asks for.
+    words: Vec<String>,
+    /// Where the container's root comes from.
+    container: Option<RootSource>,
 }
 
-/// What the host must have for this run, besides what building the guest binary takes.
-fn needs(arch: Arch, kernel: &KernelChoice, root: &RootSource) -> Vec<Need> {
-    let mut needs = setup::vm(arch).to_vec();
-    match kernel {
-        KernelChoice::Fetched => needs.extend(setup::kernel(arch, false)),
-        KernelChoice::Built => needs.extend(setup::kernel(arch, true)),
-        KernelChoice::At(_) => {}
+impl<'a> Wanted<'a> {
+    /// Looks at what the user names. `container` says where the container's root comes from, if it has one of its own.
+    pub fn new(args: &'a BootArgs, container: Option<RootSource>) -> Result<Wanted<'a>> {
+        let arch = args.arch.or_else(Arch::host).unwrap_or(Arch::X86_64);
+        let image = args.image.as_deref().map(GuestImage::look).transpose()?;
+        let (root, words) = match &image {
+            Some(image) => (image.root(args, arch)?, image.words()?),
+            None => (None, Vec::new()),
+        };
+        Ok(Wanted {
+            args,
+            arch,
+            kernel: KernelChoice::of(&args.kernel)?,
+            image,
+            root,
+            words,
+            container,
+        })
     }
-    if matches!(root, RootSource::Debian { .. }) {
-        needs.extend(setup::DEBIAN_BASE);
+
+    /// The image given by the user.
+    pub fn image(&self) -> Option<&GuestImage> {
+        self.image.as_ref()
     }
-    needs
+
+    /// Has a container's root got as well.
+    pub fn bring_root(&mut self, source: RootSource) {
+        self.container = Some(source);
+    }
+
+    /// Gets everything, the quick questions first.
+    pub fn prepare(
+        &self,
+        install: bool,
+        cache: &Cache,
+        progress: &dyn Progress,
+    ) -> Result<Prepared> {
+        let mut needs = self.needs();
+        if self.args.binary.is_none() && self.may_need_initramfs() {
+            needs.extend(toolchain::needs(self.arch, cache));
+        }
+        setup::ensure(&needs, install, cache, progress)?;
+        let tools = Tools::find(self.arch, cache)?;
+        let kernel = self.kernel.get(self.arch, cache, progress)?;
+        let initramfs = self.initramfs(&kernel, cache, progress)?;
+        let vm = self.vm(&kernel, initramfs, tools);
+        let container = match &self.container {
+            Some(source) => Some(base::container_root(source, self.arch, cache, progress)?),
+            None => None,
+        };
+        let (root, image) =
+            container.map_or_else(Default::default, |c| (Some(c.dir), c.image_config));
+        Ok(Prepared {
+            vm,
+            root,
+            image: image.unwrap_or_default(),
+        })
+    }
+
+    fn vm(&self, kernel: &Kernel, initramfs: Option<PathBuf>, tools: Tools) -> VmConfig {
+        let mut vm = VmConfig::new(self.arch, kernel, PathBuf::new(), tools);
+        vm.initramfs = initramfs;
+        vm.root.clone_from(&self.root);
+        vm.machine = self.args.machine.into();
+        vm.firmware = self.args.firmware.into();
+        vm.memory_mib = self.args.memory;
+        vm.cpus = self.args.cpus;
+        vm.cmdline.clone_from(&self.words);
+        let own = self
+            .args
+            .append
+            .iter()
+            .flat_map(|words| words.split_whitespace());
+        vm.cmdline.extend(own.map(String::from));
+        vm.accel = self.args.accel.into();
+        vm.echo_console = self.args.console;
+        vm.keep_dir = self.args.keep;
+        vm
+    }
+
+    /// What the host must have for this, besides what building the guest binary takes.
+    fn needs(&self) -> Vec<Need> {
+        let mut needs = setup::vm(self.arch).to_vec();
+        if self.args.firmware == Firmware::Uefi {
+            needs.push(setup::firmware(self.arch));
+        }
+        match &self.kernel {
+            KernelChoice::Fetched => needs.extend(setup::kernel(self.arch, false)),
+            KernelChoice::Built => needs.extend(setup::kernel(self.arch, true)),
+            KernelChoice::At(_) => {}
+        }
+        if matches!(self.container, Some(RootSource::Debian { .. })) {
+            needs.extend(setup::debian_base());
+        }
+        needs
+    }
+
+    /// Whether an initramfs of ours may be needed: as the root, or to mount one whose drivers the kernel has as modules.
+    fn may_need_initramfs(&self) -> bool {
+        match (&self.image, &self.root) {
+            (None, _) => true,
+            (_, Some(_)) => self.kernel == KernelChoice::Fetched,
+            (Some(_), None) => false,
+        }
+    }
+
+    /// The initramfs to boot: the user's, or ours where one is needed.
+    fn initramfs(
+        &self,
+        kernel: &Kernel,
+        cache: &Cache,
+        progress: &dyn Progress,
+    ) -> Result<Option<PathBuf>> {
+        if let Some(GuestImage::Initramfs(path)) = &self.image {
+            return Ok(Some(path.clone()));
+        }
+        if self.root.is_some() && kernel.modules.is_empty() {
+            return Ok(None);
+        }
+        let binary = match &self.args.binary {
+            None => toolchain::guest_binary(self.arch, cache, progress)?,
+            Some(path) => path
+                .canonicalize()
+                .with_context(|| format!("Cannot find the guest binary {}", path.display()))?,
+        };
+        let mut kernel = kernel.clone();
+        if self.root.is_some() {
+            kernel.modules = kernel.modules_for(&Purpose::ALL)?;
+        }
+        let initramfs = Initramfs {
+            arch: self.arch,
+            binary: &binary,
+            kernel: Some(&kernel),
+            base: Base::None,
+            compression: Compression::None,
+        };
+        Ok(Some(assemble::initramfs(&initramfs, cache, progress)?))
+    }
 }
 
-fn root_source(path: Option<&Path>) -> Result<RootSource> {
+/// Where the container's root comes from: the user's path, or else a small Debian.
+pub fn root_source(path: Option<&Path>) -> Result<RootSource> {
     match path {
         None => Ok(RootSource::Debian {
             suite: None,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Console;
+use super::qemu::machine::Bus;
 use super::qmp::Qmp;
 
 /// What the agent prints once its socket is open (kernel log, so that it reaches the console).
@@ -47,28 +48,36 @@ pub fn is_silenced(words: &[String]) -> bool {
         })
 }
 
-/// Waits until the guest's vsock driver is there. A modular one is loaded by our binary, a built-in one is there before it. False if
+/// What QEMU calls the vsock device: on PCI it is a part of what has the name that we gave.
+pub fn backend(bus: Bus) -> &'static str {
+    match bus {
+        Bus::Pci => "/machine/peripheral/vsock0/virtio-backend",
+        Bus::Mmio => "/machine/peripheral/vsock0",
+    }
+}
+
+/// Waits until the guest's vsock driver is there; `monitor` is where QEMU can be asked, and for which device. A modular one is loaded by our binary, a built-in one is there before it. False if
 /// the console ends, or `timeout` passes, before.
 pub async fn wait(
     console: &Console,
     modular: bool,
-    monitor: Option<&Path>,
+    monitor: Option<(&Path, &str)>,
     timeout: Duration,
 ) -> bool {
     let line = |line: &str| is_listening(line) || (!modular && is_run_init(line));
     let told = console.wait(line, timeout);
     match monitor {
         None => told.await.is_some(),
-        Some(socket) => tokio::select! {
+        Some((socket, device)) => tokio::select! {
             line = told => line.is_some(),
-            () = asked(socket) => true,
+            () = asked(socket, device) => true,
         },
     }
 }
 
 /// Asks QEMU until it says that the driver has started the device. Never returns if QEMU cannot tell.
-async fn asked(socket: &Path) {
-    let question = json!({ "path": format!("/machine/peripheral/{DEVICE}/virtio-backend") });
+async fn asked(socket: &Path, device: &str) {
+    let question = json!({ "path": device });
     let mut qmp = loop {
         match Qmp::connect(socket).await {
             Ok(qmp) => break qmp,
@@ -114,6 +123,14 @@ mod tests {
         assert!(wait(&init, false, None, second).await);
         assert!(!wait(&init, true, None, second).await);
         let listening = follow(b"[ 2] keelson: listening on vsock port 1024\n");
-        assert!(wait(&listening, true, Some(Path::new("/nonexistent")), second).await);
+        assert!(
+            wait(
+                &listening,
+                true,
+                Some((Path::new("/nonexistent"), "/")),
+                second
+            )
+            .await
+        );
     }
 }

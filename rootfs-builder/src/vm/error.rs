@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crate::image::disk::DiskError;
+
 /// What can go wrong with a VM.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -80,6 +82,22 @@ pub enum VmError {
     /// A serial number QEMU or the guest would not take.
     #[error("Disk serial {0:?}: at most 20 letters, digits, '-', '_' and '.' are possible")]
     BadSerial(String),
+    /// The machine asked for does not exist.
+    #[error("{what} is not possible: {reason}")]
+    Impossible {
+        /// What was asked for.
+        what: &'static str,
+        /// Why not, and what else would be.
+        reason: &'static str,
+    },
+    /// The root's image has no partition table that makes sense.
+    #[error("Cannot tell where the root lies in {path}", path = path.display())]
+    RootImage {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<DiskError>,
+    },
     /// A pmem image of a size the kernel does not take.
     #[error("Pmem image {path}: its size {size} is not a multiple of 2 MiB", path = path.display())]
     PmemSize {

@@ -8,12 +8,14 @@
 mod accel;
 mod config;
 pub mod console;
+mod dir;
 mod driver;
 mod error;
 mod process;
 mod qemu;
 pub mod qmp;
-mod tools;
+pub mod root;
+pub mod tools;
 pub mod virtiofs;
 pub mod vsock;
 
@@ -24,12 +26,15 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 
-pub use config::{Accel, Disk, DiskKind, Share, VmConfig};
+pub use config::{
+    Accel, Disk, DiskKind, Firmware, Machine, Root, RootDevice, RootVerity, Share, VmConfig,
+};
 pub use console::{Console, Line};
 pub use error::VmError;
 pub use qmp::{Qmp, QmpError};
 pub use tools::Tools;
 
+use dir::VmDir;
 use process::Child;
 use virtiofs::Virtiofs;
 use vsock::Vsock;
@@ -42,8 +47,6 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 const HELPER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The pause between two attempts at something that gives no notice: a helper's socket, a port of the guest.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
-/// The longest path a unix socket may have, with room for our longest file name.
-const SOCKET_DIR_LIMIT: usize = 108 - 24;
 
 /// When, by the host's clock, the boot passed its stations.
 #[derive(Clone, Copy, Debug)]
@@ -63,13 +66,15 @@ pub struct Times {
 pub struct Vm {
     // QEMU first: fields are dropped in this order, and the helpers go with their client.
     qemu: Child,
-    virtiofs: Option<Virtiofs>,
+    virtiofs: Vec<Virtiofs>,
     vsock: Vsock,
     console: Console,
     spawned: Instant,
     modular: bool,
     accel: Accel,
     silenced: bool,
+    /// Where QEMU keeps the vsock device.
+    backend: &'static str,
     qmp_socket: PathBuf,
     status_socket: PathBuf,
     dir: VmDir,
@@ -78,29 +83,26 @@ pub struct Vm {
 impl Vm {
     /// Starts the VM. Returns as soon as QEMU runs; the guest boots meanwhile.
     pub async fn start(mut config: VmConfig) -> Result<Vm, VmError> {
+        qemu::machine::check(&config)?;
         let dir = VmDir::create(config.keep_dir)?;
-        let tools = &config.tools;
-        config.accel = accel::resolve(
-            config.accel,
-            config.arch,
-            &tools.qemu,
-            qemu::machine_name(config.arch),
-        )
-        .await;
-        let vsock = Vsock::start(&tools.vsock, dir.path()).await?;
-        let virtiofs = match &config.share {
-            Some(share) => Some(Virtiofs::start(&tools.virtiofsd, share, dir.path()).await?),
-            None => None,
-        };
+        let programs = Programs::of(&config);
+        let machine = qemu::machine::traits(config.arch, config.machine);
+        config.accel =
+            accel::resolve(config.accel, config.arch, &programs.qemu, machine.name).await;
+        let vsock = Vsock::start(&config.tools.vsock, dir.path()).await?;
+        let mut virtiofs = Vec::new();
+        for (tag, share) in config.all_shares() {
+            virtiofs.push(Virtiofs::start(&programs.virtiofsd, tag, &share, dir.path()).await?);
+        }
         let qmp_socket = dir.path().join("qmp.sock");
         let status_socket = dir.path().join("status.sock");
         let sockets = qemu::Sockets {
             vsock: &vsock.device_socket,
-            virtiofs: virtiofs.as_ref().map(|v| v.socket.as_path()),
+            shares: virtiofs.iter().map(Virtiofs::for_qemu).collect(),
             qmp: &qmp_socket,
             status: &status_socket,
         };
-        let mut command = Command::new(&tools.qemu);
+        let mut command = Command::new(&programs.qemu);
         command.args(qemu::arguments(&config, &sockets)?);
         let spawned = Instant::now();
         let (qemu, stdout) = Child::spawn("QEMU", command, &dir.path().join("qemu.log"), true)?;
@@ -114,6 +116,7 @@ impl Vm {
             modular: config.modular,
             accel: config.accel,
             silenced: driver::is_silenced(&config.cmdline),
+            backend: driver::backend(machine.bus),
             qmp_socket,
             status_socket,
             dir,
@@ -153,7 +156,9 @@ impl Vm {
     }
 
     async fn wait_driver(&self, timeout: Duration) -> Result<(), VmError> {
-        let monitor = self.silenced.then_some(self.status_socket.as_path());
+        let monitor = self
+            .silenced
+            .then_some((self.status_socket.as_path(), self.backend));
         if driver::wait(&self.console, self.modular, monitor, timeout).await {
             return Ok(());
         }
@@ -208,7 +213,7 @@ impl Vm {
     pub async fn stop(self) {
         self.qemu.kill();
         self.qemu.wait().await;
-        if let Some(virtiofs) = &self.virtiofs {
+        for virtiofs in &self.virtiofs {
             virtiofs.process.kill();
             virtiofs.process.wait().await;
         }
@@ -255,13 +260,12 @@ impl Vm {
     /// All there is to read when something failed: the console's end and what the host programs wrote.
     pub fn report(&self) -> String {
         let mut text = format!("---- console, last lines ----\n{}\n", self.console.tail(60));
-        let virtiofs = self.virtiofs.as_ref().map(|v| ("virtiofsd", &v.process));
         let programs = [
-            Some(("QEMU", &self.qemu)),
-            Some(("vhost-device-vsock", &self.vsock.process)),
-            virtiofs,
+            ("QEMU", &self.qemu),
+            ("vhost-device-vsock", &self.vsock.process),
         ];
-        for (name, child) in programs.into_iter().flatten() {
+        let virtiofs = self.virtiofs.iter().map(|v| ("virtiofsd", &v.process));
+        for (name, child) in programs.into_iter().chain(virtiofs) {
             let log = child.log();
             if !log.trim().is_empty() {
                 text.push_str(&format!("---- {name} ----\n{}\n", log.trim_end()));
@@ -294,6 +298,29 @@ impl Vm {
     fn gone(&self, what: &str) -> VmError {
         VmError::Gone {
             what: what.to_owned(),
+        }
+    }
+}
+
+/// The programs for a VM: the usual ones, or the user's if it has a share with a window.
+struct Programs {
+    qemu: PathBuf,
+    virtiofsd: PathBuf,
+}
+
+impl Programs {
+    fn of(config: &VmConfig) -> Programs {
+        let tools = &config.tools;
+        let window = config.all_shares().any(|(_, share)| share.dax);
+        match tools.dax.as_ref().filter(|_| window) {
+            Some(dax) => Programs {
+                qemu: dax.qemu.clone(),
+                virtiofsd: dax.virtiofsd.clone(),
+            },
+            None => Programs {
+                qemu: tools.qemu.clone(),
+                virtiofsd: tools.virtiofsd.clone(),
+            },
         }
     }
 }
@@ -334,39 +361,13 @@ async fn wait_for_socket(process: &Child, socket: &Path) -> Result<(), VmError> 
     Ok(())
 }
 
-/// The directory of one VM; removed with it unless it is to be kept.
-#[derive(Debug)]
-struct VmDir(tempfile::TempDir);
-
-impl VmDir {
-    fn create(keep: bool) -> Result<VmDir, VmError> {
-        let temp = std::env::temp_dir();
-        // A unix socket's path is short; a long TMPDIR does not leave room for one.
-        let base = if temp.as_os_str().len() > SOCKET_DIR_LIMIT - 24 {
-            Path::new("/tmp")
-        } else {
-            &temp
-        };
-        let dir = tempfile::Builder::new()
-            .prefix("keelson-vm.")
-            .disable_cleanup(keep)
-            .tempdir_in(base)
-            .map_err(VmError::io("create a directory in", base))?;
-        Ok(VmDir(dir))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use guest_kernel::{Arch, Kernel};
 
     /// A configuration that refers to nothing real.
-    pub(super) fn config(arch: Arch) -> VmConfig {
+    pub(crate) fn config(arch: Arch) -> VmConfig {
         let kernel = Kernel {
             image: "/k/bzImage".into(),
             vmlinux: None,
@@ -379,6 +380,8 @@ mod tests {
             qemu: "/q".into(),
             vsock: "/v".into(),
             virtiofsd: "/f".into(),
+            firmware: None,
+            dax: None,
         };
         let mut config = VmConfig::new(arch, &kernel, "/k/initramfs", tools);
         config.cpus = 2;

@@ -19,6 +19,33 @@ pub struct Tools {
     pub vsock: PathBuf,
     /// `virtiofsd` (the Rust one; the C one that came with QEMU up to 7.x has another command line).
     pub virtiofsd: PathBuf,
+    /// QEMU's UEFI for the guest, where the host has it.
+    pub firmware: Option<PathBuf>,
+    /// What a share with a window needs, where the user has it.
+    pub dax: Option<Dax>,
+}
+
+/// The two programs for [`super::Share::dax`].
+///
+/// No QEMU gives its virtio-fs device a window. From release 11 on the generic vhost-user device has one (`SHMEM_MAP`), for a daemon that
+/// asks for it; no released virtiofsd does yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dax {
+    /// A `qemu-system-<arch>` of release 11 or newer, named by `KEELSON_DAX_QEMU`.
+    pub qemu: PathBuf,
+    /// A `virtiofsd` that maps, named by `KEELSON_DAX_VIRTIOFSD`.
+    pub virtiofsd: PathBuf,
+}
+
+impl Dax {
+    /// As the user's environment names them.
+    fn from_env() -> Option<Dax> {
+        let path = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Some(Dax {
+            qemu: path("KEELSON_DAX_QEMU")?.into(),
+            virtiofsd: path("KEELSON_DAX_VIRTIOFSD")?.into(),
+        })
+    }
 }
 
 impl Tools {
@@ -31,6 +58,8 @@ impl Tools {
                 qemu,
                 vsock,
                 virtiofsd,
+                firmware: setup::firmware_file(arch),
+                dax: Dax::from_env(),
             }),
             places => Err(Missing {
                 needs: places

@@ -13,6 +13,7 @@ use std::process::Command;
 use nix::unistd::{getegid, geteuid};
 
 use super::process::Child;
+use super::qemu::ShareSocket;
 use super::{Share, VmError, wait_for_socket};
 
 /// The tag of the share: the name under which Kata's agents mount it.
@@ -23,14 +24,23 @@ pub const TAG: &str = "kataShared";
 pub struct Virtiofs {
     /// The daemon's process.
     pub process: Child,
-    /// The socket QEMU's `vhost-user-fs-pci` connects to.
+    /// The socket QEMU's device connects to.
     pub socket: PathBuf,
+    /// The tag under which the guest mounts it.
+    pub tag: &'static str,
+    /// It offers a window.
+    pub dax: bool,
 }
 
 impl Virtiofs {
     /// Starts the daemon for `share` with its socket and its log in `dir`.
-    pub async fn start(program: &Path, share: &Share, dir: &Path) -> Result<Virtiofs, VmError> {
-        let socket = dir.join("virtiofs.sock");
+    pub async fn start(
+        program: &Path,
+        tag: &'static str,
+        share: &Share,
+        dir: &Path,
+    ) -> Result<Virtiofs, VmError> {
+        let socket = dir.join(format!("fs-{tag}.sock"));
         let mut command = Command::new(program);
         command.arg("--socket-path").arg(&socket);
         command.arg("--shared-dir").arg(&share.path);
@@ -39,9 +49,28 @@ impl Virtiofs {
             geteuid().as_raw(),
             getegid().as_raw(),
         ));
-        let (process, _) = Child::spawn("virtiofsd", command, &dir.join("virtiofsd.log"), false)?;
+        if share.dax {
+            // The device that it serves has no tag of its own. What it maps it opens by ways that its system call filter does not know.
+            command.args(["--tag", tag, "--seccomp", "none"]);
+        }
+        let log = dir.join(format!("virtiofsd-{tag}.log"));
+        let (process, _) = Child::spawn("virtiofsd", command, &log, false)?;
         wait_for_socket(&process, &socket).await?;
-        Ok(Virtiofs { process, socket })
+        Ok(Virtiofs {
+            process,
+            socket,
+            tag,
+            dax: share.dax,
+        })
+    }
+
+    /// What QEMU has to know of it.
+    pub(super) fn for_qemu(&self) -> ShareSocket<'_> {
+        ShareSocket {
+            tag: self.tag,
+            path: &self.socket,
+            dax: self.dax,
+        }
     }
 }
 
