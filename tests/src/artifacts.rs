@@ -133,8 +133,40 @@ pub async fn guest() -> &'static GuestImage {
         .unwrap_or_else(|e| panic!("The guest cannot be made: {e:#}\n{HINT}"))
 }
 
+/// A VM of the usual shape with our own kernel and without an initramfs; it needs a root.
+pub async fn own_config() -> VmConfig {
+    static KERNEL: OnceCell<Kernel> = OnceCell::const_new();
+    let built = KERNEL.get_or_try_init(|| async {
+        let build = || built_kernel(arch(), &Cache::open()?, &Silent);
+        tokio::task::spawn_blocking(build)
+            .await
+            .context("The maker of the kernel fell over")?
+    });
+    let kernel = built
+        .await
+        .unwrap_or_else(|e| panic!("No kernel of our own: {e:#}\n{HINT}"));
+    let tools = guest().await.tools.clone();
+    let mut config = VmConfig::new(arch(), kernel, "", tools);
+    config.initramfs = None;
+    config
+}
+
+/// The same with an initramfs in front of the root, in which our binary mounts it.
+pub async fn own_config_with_initramfs() -> VmConfig {
+    let make = || {
+        let (cache, agent) = (Cache::open()?, static_agent()?);
+        let kernel = built_kernel(arch(), &cache, &Silent)?;
+        initramfs(arch(), &agent, &kernel, &cache, &Silent)
+    };
+    let made = tokio::task::spawn_blocking(make).await;
+    let made = made.unwrap_or_else(|e| panic!("The maker of the initramfs fell over: {e}"));
+    let mut config = own_config().await;
+    config.initramfs = Some(made.unwrap_or_else(|e| panic!("No initramfs: {e:#}\n{HINT}")));
+    config
+}
+
 /// The agent's static binary, as guests run it.
-fn static_agent() -> Result<PathBuf> {
+pub fn static_agent() -> Result<PathBuf> {
     match std::env::var_os(AGENT_VARIABLE) {
         Some(path) => Ok(path.into()),
         None => Ok(toolchain::guest_binary(arch(), &Cache::open()?, &Silent)?),
@@ -191,6 +223,23 @@ fn base(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<PathBuf> {
         }
         let root = dir.join(ROOTFS.trim_start_matches('/'));
         rootfs::make(&root, arch, &busybox)
+    })
+}
+
+/// What the roots on devices hold besides the agent: the same, and a marker.
+pub fn base_of_roots(progress: &dyn Progress) -> Result<PathBuf> {
+    let cache = Cache::open()?;
+    let base = base(arch(), &cache, progress)?;
+    let key = Key::of(&format!("roots-{}", arch()))
+        .field("base", base.as_os_str().as_encoded_bytes())
+        .field("marker", ROOT_DISK_MARKER)
+        .finish();
+    cache.entry("test-base", &key, |dir| -> Result<()> {
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(base.join(".")).arg(dir);
+        let copied = copy.status().context("Cannot run cp")?;
+        ensure!(copied.success(), "cp ended with {copied}");
+        fs::write(dir.join("etc/marker"), ROOT_DISK_MARKER).context("Cannot write the marker")
     })
 }
 

@@ -20,6 +20,7 @@ pub mod container;
 mod exit;
 pub mod ledger;
 pub mod rootfs;
+pub mod roots;
 pub mod service;
 pub mod slots;
 pub mod spec;

@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocols::agent::{CreateSandboxRequest, Storage};
-use rootfs_builder::vm::{Disk, DiskKind, Share, Vm as Machine, VmConfig};
+use rootfs_builder::vm::{
+    Disk, DiskKind, Firmware, Machine as MachineKind, Root, Share, Vm as Machine, VmConfig,
+};
 use tokio::sync::OnceCell;
 
 use crate::agent::{Agent, Connect};
-use crate::artifacts::{self, GuestImage};
+use crate::artifacts;
 use crate::container::Container;
 use crate::slots::{self, Slot};
 use crate::{exit, spec};
@@ -60,6 +62,7 @@ impl Guest {
         self.config.share = Some(Share {
             path: path.to_owned(),
             readonly: false,
+            dax: false,
         });
         self
     }
@@ -85,6 +88,35 @@ impl Guest {
             readonly: false,
             kind: DiskKind::Pmem,
         });
+        self
+    }
+
+    /// Adds a read-only virtio-blk disk with a serial number.
+    pub fn named_disk(mut self, path: &Path, serial: &str) -> Guest {
+        self.config.disks.push(Disk {
+            path: path.to_owned(),
+            serial: serial.to_owned(),
+            readonly: true,
+            kind: DiskKind::VirtioBlk,
+        });
+        self
+    }
+
+    /// The guest's root is not the initramfs.
+    pub fn root(mut self, root: Root) -> Guest {
+        self.config.root = Some(root);
+        self
+    }
+
+    /// The machine that QEMU plays.
+    pub fn machine(mut self, machine: MachineKind) -> Guest {
+        self.config.machine = machine;
+        self
+    }
+
+    /// Who starts the kernel.
+    pub fn firmware(mut self, firmware: Firmware) -> Guest {
+        self.config.firmware = firmware;
         self
     }
 
@@ -118,17 +150,27 @@ impl Deref for Vm {
 impl Vm {
     /// Boots a guest of the story's own and waits until its agent answers.
     pub async fn boot(shape: impl FnOnce(Guest) -> Guest) -> Vm {
-        let image = artifacts::guest().await;
-        let slot = slots::take(&artifacts::slots_dir(), slots::limit()).await;
-        let slot = slot.unwrap_or_else(|e| panic!("No slot for a VM: {e:#}"));
-        Vm::start(image, shape, Some(slot)).await
+        let config = artifacts::guest().await.config();
+        Vm::start(config, shape, Some(slot().await)).await
+    }
+
+    /// The same without an initramfs and with our own kernel, which mounts the root that `shape` gives it by itself.
+    pub async fn boot_own(shape: impl FnOnce(Guest) -> Guest) -> Vm {
+        let config = artifacts::own_config().await;
+        Vm::start(config, shape, Some(slot().await)).await
+    }
+
+    /// The same with an initramfs in front of that root, in which our binary mounts it.
+    pub async fn boot_through_init(shape: impl FnOnce(Guest) -> Guest) -> Vm {
+        let config = artifacts::own_config_with_initramfs().await;
+        Vm::start(config, shape, Some(slot().await)).await
     }
 
     /// The guest that the stories of this test process share, with its sandbox created. Container ids must be the story's own.
     pub async fn shared() -> Vm {
         static SHARED: OnceCell<(Arc<Machine>, Agent)> = OnceCell::const_new();
         let shared = SHARED.get_or_init(async || {
-            let vm = Vm::start(artifacts::guest().await, |g| g, None).await;
+            let vm = Vm::start(artifacts::guest().await.config(), |g| g, None).await;
             vm.create_sandbox(|_| ()).await;
             // A static is never dropped: the processes die with this one, their directory has to be seen to.
             exit::remove_at_exit(vm.machine.dir().to_owned());
@@ -142,14 +184,8 @@ impl Vm {
         }
     }
 
-    async fn start(
-        image: &GuestImage,
-        shape: impl FnOnce(Guest) -> Guest,
-        slot: Option<Slot>,
-    ) -> Vm {
-        let Guest { config } = shape(Guest {
-            config: image.config(),
-        });
+    async fn start(config: VmConfig, shape: impl FnOnce(Guest) -> Guest, slot: Option<Slot>) -> Vm {
+        let Guest { config } = shape(Guest { config });
         let machine = Machine::start(config)
             .await
             .unwrap_or_else(|e| panic!("The VM does not start: {e:#}"));
@@ -238,6 +274,12 @@ impl Vm {
             .map(|line| line.text)
             .collect()
     }
+}
+
+/// One of the places for VMs that run at once.
+async fn slot() -> Slot {
+    let slot = slots::take(&artifacts::slots_dir(), slots::limit()).await;
+    slot.unwrap_or_else(|e| panic!("No slot for a VM: {e:#}"))
 }
 
 impl Deref for Shown {

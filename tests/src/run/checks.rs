@@ -9,13 +9,14 @@ use anyhow::{Context, Result, ensure};
 use guest_kernel::Arch;
 use guest_kernel::host::Need;
 use rootfs_builder::cache::Cache;
+use rootfs_builder::image::ext4;
 use rootfs_builder::progress::Progress;
 use rootfs_builder::{setup, toolchain};
 
 use super::tally::Tally;
 
 /// What only the tests need of the host, besides what booting a guest does.
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 10] = [
     Need::file(
         &["/bin/busybox", "/usr/bin/busybox"],
         "busybox-static",
@@ -28,7 +29,16 @@ const NEEDS: [Need; 4] = [
         "qemu-user-static",
         "to run the aarch64 binary",
     ),
+    Need::program("fsck.erofs", "erofs-utils", JUDGE),
+    Need::program("veritysetup", "cryptsetup-bin", JUDGE),
+    Need::program("cpio", "cpio", JUDGE),
+    Need::program("gzip", "gzip", JUDGE),
+    Need::program("zstd", "zstd", JUDGE),
+    Need::program("lz4", "lz4", JUDGE),
 ];
+
+/// Images are read back by programs that we did not write.
+const JUDGE: &str = "to judge what the image writers write";
 
 /// Makes sure that the host has all that the tests need; names all of what is missing, or installs it.
 pub fn host(install: bool, cache: &Cache, progress: &dyn Progress) -> Result<()> {
@@ -40,6 +50,13 @@ pub fn host(install: bool, cache: &Cache, progress: &dyn Progress) -> Result<()>
             .filter(|&arch| arch != own)
             .flat_map(|arch| toolchain::needs(arch, cache)),
     );
+    // Both architectures' guests are booted, by either firmware, under our own kernel, and from every kind of root.
+    for arch in Arch::ALL {
+        needs.extend(setup::vm(arch));
+        needs.extend(setup::kernel(arch, true));
+        needs.push(setup::firmware(arch));
+    }
+    needs.extend(ext4::NEEDS);
     needs.extend(NEEDS);
     setup::ensure(&needs, install, cache, progress).context("The host is not ready for the tests")
 }

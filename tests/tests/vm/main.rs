@@ -5,6 +5,7 @@ mod boot;
 mod isolation;
 mod life;
 mod pod;
+mod roots;
 mod signals;
 mod stdio;
 mod storage;

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Root images for the stories: what the builder makes of the tests' root file system, once for each shape, in the cache.
+//!
+//! The kernel under them is our own: it has its drivers built in and finds such a root by itself, as under a Kata host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rootfs_builder::build::{self, Built};
+use rootfs_builder::cache::Cache;
+use rootfs_builder::definition::{
+    BaseChoice, FileContent, FileEntry, Filesystem, Format, KernelChoice, Layer, Origin, resolve,
+};
+use rootfs_builder::image::disk;
+use rootfs_builder::image::verity::Verity;
+use rootfs_builder::progress::{Progress, Silent};
+use rootfs_builder::toolchain;
+use rootfs_builder::vm::{Root, RootDevice, RootVerity};
+use tempfile::TempDir;
+
+use crate::artifacts;
+
+/// Where the program that reports what a container sees lies in a container's root.
+pub const PROBE: &str = "/bin/probe";
+
+/// The variable that names the static probe; without it the probe is built.
+pub const PROBE_VARIABLE: &str = "KEELSON_TEST_PROBE";
+
+/// The images that the stories boot. Each is made once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Kata's disk layout with ext4.
+    Ext4,
+    /// The same with EROFS.
+    Erofs,
+    /// The same with EROFS, measured.
+    Measured,
+    /// A directory to share.
+    Directory,
+}
+
+impl Shape {
+    /// All shapes.
+    pub const ALL: [Shape; 4] = [Shape::Ext4, Shape::Erofs, Shape::Measured, Shape::Directory];
+
+    fn layer(self) -> Layer {
+        let (format, filesystem) = match self {
+            Shape::Ext4 => (Format::Disk, Some(Filesystem::Ext4)),
+            Shape::Erofs | Shape::Measured => (Format::Disk, Some(Filesystem::Erofs)),
+            Shape::Directory => (Format::Directory, None),
+        };
+        Layer {
+            format: Some(format),
+            filesystem,
+            verity: Some(self == Shape::Measured),
+            ..Layer::default()
+        }
+    }
+
+    /// The image, made now if it has not been before.
+    pub fn make(self, progress: &dyn Progress) -> Result<Built> {
+        let base = artifacts::base_of_roots(progress)?;
+        let probe = FileEntry {
+            target: Path::new(artifacts::ROOTFS).join(PROBE.trim_start_matches('/')),
+            what: FileContent::Source(probe(progress)?),
+            mode: None,
+            owner: None,
+        };
+        let layer = Layer {
+            name: Some(format!("tests-{self:?}").to_lowercase()),
+            arch: Some(artifacts::arch()),
+            base: Some(BaseChoice::Path(base)),
+            kernel: Some(KernelChoice::Built),
+            files: vec![probe],
+            binary: Some(artifacts::static_agent()?),
+            ..self.layer()
+        };
+        made(layer, progress)
+    }
+
+    /// The image for a story.
+    pub async fn image(self) -> Built {
+        let made = tokio::task::spawn_blocking(move || self.make(&Silent)).await;
+        let made = made.unwrap_or_else(|e| panic!("The maker of {self:?} fell over: {e}"));
+        made.unwrap_or_else(|e| panic!("{self:?} cannot be made: {e:#}"))
+    }
+
+    /// The image as a guest's root.
+    pub async fn root(self, how: RootDevice) -> Root {
+        root_of(&self.image().await, how)
+    }
+}
+
+/// What was built as a guest's root, with the page cache passed by where the device allows it.
+pub fn root_of(built: &Built, how: RootDevice) -> Root {
+    let maps = matches!(how, RootDevice::Nvdimm | RootDevice::VirtioPmem);
+    let verity = built.verity_params.as_deref().map(|params| {
+        let verity = Verity::parse_params(params);
+        RootVerity {
+            verity: verity.unwrap_or_else(|e| panic!("{params} of a build: {e}")),
+            hashes: built.hash_tree.clone(),
+        }
+    });
+    Root {
+        fstype: built.filesystem.clone(),
+        dax: maps && verity.is_none(),
+        verity,
+        ..Root::new(how, &built.image)
+    }
+}
+
+/// A guest extension named `name` with these files (place and text), and whether it is measured.
+pub fn extension(name: &str, files: &[(&str, &str)], verity: bool) -> Result<Built> {
+    let file = |(target, text): &(&str, &str)| FileEntry {
+        target: target.into(),
+        what: FileContent::Text((*text).to_owned()),
+        mode: None,
+        owner: None,
+    };
+    let layer = Layer {
+        name: Some(format!("tests-extension-{name}")),
+        arch: Some(artifacts::arch()),
+        format: Some(Format::Extension),
+        extension: Some(name.to_owned()),
+        verity: Some(verity),
+        files: files.iter().map(file).collect(),
+        ..Layer::default()
+    };
+    made(layer, &Silent)
+}
+
+fn made(layer: Layer, progress: &dyn Progress) -> Result<Built> {
+    let resolved = resolve(vec![(Origin::Flag, layer)])?;
+    Ok(build::build(
+        &resolved.definition,
+        &Cache::open()?,
+        progress,
+    )?)
+}
+
+/// The static program that reports what a container sees.
+pub fn probe(progress: &dyn Progress) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(PROBE_VARIABLE) {
+        return Ok(path.into());
+    }
+    let cache = Cache::open()?;
+    Ok(toolchain::static_binary(
+        "probe",
+        "probe",
+        artifacts::arch(),
+        &cache,
+        progress,
+    )?)
+}
+
+/// A copy of an image to be spoilt, in a directory that goes when this is dropped.
+#[derive(Debug)]
+pub struct Copy {
+    dir: TempDir,
+}
+
+impl Copy {
+    /// Copies an image.
+    pub fn of(image: &Path) -> Result<Copy> {
+        let dir = TempDir::new().context("Cannot create a temporary directory")?;
+        let copy = Copy { dir };
+        fs::copy(image, copy.path()).with_context(|| format!("Cannot copy {}", image.display()))?;
+        Ok(copy)
+    }
+
+    /// The copied file.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
+    /// Flips a bit where `needle` first occurs.
+    pub fn flip_bit_of(&self, needle: &[u8]) -> Result<()> {
+        let bytes = fs::read(self.path())?;
+        let at = bytes.windows(needle.len()).position(|part| part == needle);
+        self.flip_bit_at(at.with_context(|| format!("The image does not hold {needle:?}"))?)
+    }
+
+    /// Flips a bit of the file system's superblock, which everybody reads first.
+    pub fn flip_bit_of_superblock(&self) -> Result<()> {
+        let parts = disk::read(&self.path())?;
+        let start = parts.partitions.first().map_or(0, |part| part.start);
+        self.flip_bit_at(usize::try_from(start)? + SUPERBLOCK)
+    }
+
+    fn flip_bit_at(&self, at: usize) -> Result<()> {
+        let mut bytes = fs::read(self.path())?;
+        bytes[at] ^= 1;
+        fs::write(self.path(), bytes).context("Cannot write the spoilt image")
+    }
+}
+
+/// Where EROFS and ext4 have their superblocks.
+const SUPERBLOCK: usize = 1024;
