@@ -37,7 +37,7 @@ use crate::sbom::SbomError;
 use crate::toolchain::ToolchainError;
 use crate::tree::TreeError;
 
-pub use image::Alignment;
+pub use image::{Alignment, hash_file};
 use inputs::Inputs;
 
 pub use inputs::needs;

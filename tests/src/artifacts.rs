@@ -227,10 +227,10 @@ fn base(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<PathBuf> {
 }
 
 /// What the roots on devices hold besides the agent: the same, and a marker.
-pub fn base_of_roots(progress: &dyn Progress) -> Result<PathBuf> {
+pub fn base_of_roots(arch: Arch, progress: &dyn Progress) -> Result<PathBuf> {
     let cache = Cache::open()?;
-    let base = base(arch(), &cache, progress)?;
-    let key = Key::of(&format!("roots-{}", arch()))
+    let base = base(arch, &cache, progress)?;
+    let key = Key::of(&format!("roots-{arch}"))
         .field("base", base.as_os_str().as_encoded_bytes())
         .field("marker", ROOT_DISK_MARKER)
         .finish();

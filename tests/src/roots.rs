@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use guest_kernel::Arch;
 use rootfs_builder::build::{self, Built};
 use rootfs_builder::cache::Cache;
 use rootfs_builder::definition::{
@@ -42,7 +43,7 @@ pub enum Shape {
 
 impl Shape {
     /// All shapes.
-    pub const ALL: [Shape; 4] = [Shape::Ext4, Shape::Erofs, Shape::Measured, Shape::Directory];
+    const ALL: [Shape; 4] = [Shape::Ext4, Shape::Erofs, Shape::Measured, Shape::Directory];
 
     fn layer(self) -> Layer {
         let (format, filesystem) = match self {
@@ -59,21 +60,21 @@ impl Shape {
     }
 
     /// The image, made now if it has not been before.
-    pub fn make(self, progress: &dyn Progress) -> Result<Built> {
-        let base = artifacts::base_of_roots(progress)?;
+    fn make(self, parts: &Parts, progress: &dyn Progress) -> Result<Built> {
+        let base = artifacts::base_of_roots(parts.arch, progress)?;
         let probe = FileEntry {
             target: Path::new(artifacts::ROOTFS).join(PROBE.trim_start_matches('/')),
-            what: FileContent::Source(probe(progress)?),
+            what: FileContent::Source(parts.probe.clone()),
             mode: None,
             owner: None,
         };
         let layer = Layer {
             name: Some(format!("tests-{self:?}").to_lowercase()),
-            arch: Some(artifacts::arch()),
+            arch: Some(parts.arch),
             base: Some(BaseChoice::Path(base)),
             kernel: Some(KernelChoice::Built),
             files: vec![probe],
-            binary: Some(artifacts::static_agent()?),
+            binary: Some(parts.agent.clone()),
             ..self.layer()
         };
         made(layer, progress)
@@ -81,7 +82,8 @@ impl Shape {
 
     /// The image for a story.
     pub async fn image(self) -> Built {
-        let made = tokio::task::spawn_blocking(move || self.make(&Silent)).await;
+        let make = move || self.make(&Parts::of_environment()?, &Silent);
+        let made = tokio::task::spawn_blocking(make).await;
         let made = made.unwrap_or_else(|e| panic!("The maker of {self:?} fell over: {e}"));
         made.unwrap_or_else(|e| panic!("{self:?} cannot be made: {e:#}"))
     }
@@ -139,18 +141,47 @@ fn made(layer: Layer, progress: &dyn Progress) -> Result<Built> {
     )?)
 }
 
-/// The static program that reports what a container sees.
-pub fn probe(progress: &dyn Progress) -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os(PROBE_VARIABLE) {
-        return Ok(path.into());
+/// What the images are made of besides the tests' root file system.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The guests' architecture.
+    pub arch: Arch,
+    /// The agent's static binary.
+    pub agent: PathBuf,
+    /// The static program that reports what a container sees.
+    pub probe: PathBuf,
+}
+
+impl Parts {
+    /// For the architecture of the VMs: what the environment names, and what it does not is built.
+    fn of_environment() -> Result<Parts> {
+        let arch = artifacts::arch();
+        let probe = match std::env::var_os(PROBE_VARIABLE) {
+            Some(path) => path.into(),
+            None => probe(arch, &Silent)?,
+        };
+        Ok(Parts {
+            arch,
+            agent: artifacts::static_agent()?,
+            probe,
+        })
     }
+
+    /// Makes all images and the kernel that boots them, so that stories find them made.
+    pub fn prepare(&self, progress: &dyn Progress) -> Result<()> {
+        artifacts::built_kernel(self.arch, &Cache::open()?, progress)?;
+        for shape in Shape::ALL {
+            shape.make(self, progress)?;
+        }
+        Ok(())
+    }
+}
+
+/// Builds the static program that reports what a container sees.
+pub fn probe(arch: Arch, progress: &dyn Progress) -> Result<PathBuf> {
     let cache = Cache::open()?;
     Ok(toolchain::static_binary(
-        "probe",
-        "probe",
-        artifacts::arch(),
-        &cache,
-        progress,
+        "probe", "probe", arch, &cache, progress,
     )?)
 }
 

@@ -79,18 +79,6 @@ impl Guest {
         self
     }
 
-    /// Adds an nvdimm, `/dev/pmem0` for the first.
-    pub fn pmem(mut self, path: &Path) -> Guest {
-        let path = path.to_owned();
-        self.config.disks.push(Disk {
-            path,
-            serial: String::new(),
-            readonly: false,
-            kind: DiskKind::Pmem,
-        });
-        self
-    }
-
     /// Adds a read-only virtio-blk disk with a serial number.
     pub fn named_disk(mut self, path: &Path, serial: &str) -> Guest {
         self.config.disks.push(Disk {

@@ -308,11 +308,11 @@ fn the_words_are_those_of_the_device() {
         &[
             (
                 "nvdimm",
-                "root=/dev/pmem0p1 rootfstype=erofs rootflags=dax ro init=/sbin/init agent.log=debug",
+                "root=/dev/pmem0p1 rootfstype=erofs rootflags=dax ro agent.log=debug",
             ),
             (
                 "virtio-blk",
-                "root=/dev/vda1 rootfstype=erofs ro init=/sbin/init agent.log=debug",
+                "root=/dev/vda1 rootfstype=erofs ro agent.log=debug",
             ),
         ],
     );
@@ -325,27 +325,21 @@ fn the_words_are_those_of_the_device() {
         &[
             (
                 "nvdimm",
-                "root=/dev/pmem0p1 rootfstype=ext4 rootflags=dax,data=ordered,errors=remount-ro ro init=/sbin/init",
+                "root=/dev/pmem0p1 rootfstype=ext4 rootflags=dax,data=ordered,errors=remount-ro ro",
             ),
             (
                 "virtio-blk",
-                "root=/dev/vda1 rootfstype=ext4 rootflags=data=ordered,errors=remount-ro ro init=/sbin/init",
+                "root=/dev/vda1 rootfstype=ext4 rootflags=data=ordered,errors=remount-ro ro",
             ),
         ],
     );
     expect(
         of(Format::Erofs),
-        &[(
-            "virtio-blk",
-            "root=/dev/vda rootfstype=erofs ro init=/sbin/init",
-        )],
+        &[("virtio-blk", "root=/dev/vda rootfstype=erofs ro")],
     );
     expect(
         of(Format::Directory),
-        &[(
-            "virtio-fs",
-            "root=keelsonRoot rootfstype=virtiofs ro init=/sbin/init",
-        )],
+        &[("virtio-fs", "root=keelsonRoot rootfstype=virtiofs ro")],
     );
     expect(of(Format::Tar), &[]);
     let measured = Layer {

@@ -37,7 +37,7 @@ pub fn boots(definition: &Definition, verity: Option<&Verity>) -> Vec<Boot> {
     let mut boots = match definition.format {
         Format::Initramfs => vec![boot("initramfs", Vec::new())],
         Format::Directory => {
-            let words = [&format!("root={TAG}"), "rootfstype=virtiofs", "ro", INIT];
+            let words = [&format!("root={TAG}"), "rootfstype=virtiofs", "ro"];
             vec![boot("virtio-fs", words.map(str::to_owned).to_vec())]
         }
         Format::Extension => vec![boot("virtio-blk", vec![extension(definition, verity)])],
@@ -95,7 +95,8 @@ fn root(
     if !flags.is_empty() {
         words.push(format!("rootflags={}", flags.join(",")));
     }
-    words.extend(["ro", INIT].map(str::to_owned));
+    words.push("ro".to_owned());
+    words.extend(verity.map(|_| INIT.to_owned()));
     words
 }
 

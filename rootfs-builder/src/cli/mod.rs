@@ -45,7 +45,7 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 the command line is wrong. `run` exits with the code of its command, or 128 + N if signal N ended \
+Exit codes: 0 done, 1 failed, 2 the command line is wrong. `run` and `shell` exit with the code of their command, or 128 + N if signal N ended \
 it; 125 if the VM or the container failed, 126 if the command cannot be executed, 127 if it was not found.
 
 Results are kept in $KEELSON_CACHE, else $XDG_CACHE_HOME/keelson, else ~/.cache/keelson. Times in images are SOURCE_DATE_EPOCH, \
@@ -181,7 +181,24 @@ mod tests {
                 "b",
                 "-v",
             ],
+            &[
+                "kernel",
+                "build",
+                "--with",
+                "confidential",
+                "--with",
+                "debug",
+            ],
             &["kernel", "check", "config", "--arch", "x86_64"],
+            &["kernel", "check", "fetched", "--image", "x", "--strict"],
+            &["summary", "--profile", "coco"],
+            &["kata-config", "x.img", "--kubernetes"],
+            &["run", "--arch", "aarch64", "--", "uname", "-m"],
+            &["shell", "--image", "x.img", "--root-device", "nvdimm"],
+            &["verify", "x.img"],
+            &["--json", "diff", "a", "b"],
+            &["completions", "bash"],
+            &["man"],
             &["setup", "--dry-run"],
             &["clean", "--all"],
             &["clean", "image", "root"],

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use guest_kernel::Arch;
 
 use super::boot::BootArgs;
+use crate::build::hash_file;
 use crate::image::disk::{self, DiskError, Parts};
 use crate::image::read::{self, ReadError};
 use crate::manifest::{Manifest, ManifestError};
@@ -274,13 +275,6 @@ fn verity(
         });
     }
     Ok(Some(RootVerity { verity, hashes }))
-}
-
-/// Where `build` puts the hash tree of an image without partitions.
-fn hash_file(image: &Path) -> PathBuf {
-    let mut name = image.as_os_str().to_owned();
-    name.push(".verity");
-    name.into()
 }
 
 /// The manifest beside an image, if there is one.

@@ -12,7 +12,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use super::driver::DEVICE;
-use super::{Accel, Disk, DiskKind, Firmware, Machine, VmConfig, VmError};
+use guest_kernel::Arch;
+
+use super::{Accel, Disk, DiskKind, Firmware, VmConfig, VmError};
 use machine::{Bus, Traits, traits};
 
 /// A pmem device's size must be a multiple of this: the kernel drops a region that ends inside a huge page.
@@ -227,14 +229,21 @@ impl Line {
         {
             self.option("-bios", firmware);
         }
-        let kernel = match (&config.vmlinux, config.machine) {
-            (Some(vmlinux), Machine::Microvm) => vmlinux,
-            _ => &config.kernel,
-        };
-        self.option("-kernel", kernel);
+        self.option("-kernel", kernel_file(config));
         if let Some(initramfs) = &config.initramfs {
             self.option("-initrd", initramfs);
         }
+    }
+}
+
+/// The uncompressed kernel where QEMU can enter it directly (PVH), which saves an eighth of the processor time of a boot to init under
+/// TCG; else the image.
+fn kernel_file(config: &VmConfig) -> &Path {
+    match &config.vmlinux {
+        Some(vmlinux) if config.arch == Arch::X86_64 && config.firmware == Firmware::Direct => {
+            vmlinux
+        }
+        _ => &config.kernel,
     }
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use guest_kernel::Arch;
 use rootfs_builder::cache::Cache;
+use tests::roots::Parts;
 
 use lines::Lines;
 use tally::Tally;
@@ -47,21 +48,29 @@ pub fn all(options: &Options) -> Result<bool> {
     let own = Arch::host().context("Guests cannot have this machine's architecture")?;
     // Without the binary the guest cannot be made, and every VM test would fail one by one with the same words.
     if let Some(agent) = agents.get(&own) {
-        prepare(own, agent)?;
-        workspace::test(agent, &options.cargo_test, &mut tally)?;
+        let parts = prepare(own, agent)?;
+        workspace::test(&parts, &options.cargo_test, &mut tally)?;
     }
     // Who asks for certain tests has asked for no others.
     if options.cargo_test.is_empty() {
         for (&arch, agent) in agents.iter().filter(|(arch, _)| **arch != own) {
-            prepare(arch, agent)?;
-            workspace::test_foreign(arch, agent, &mut tally)?;
+            let parts = prepare(arch, agent)?;
+            workspace::test_foreign(&parts, &mut tally)?;
         }
     }
     println!("\n{}", tally.summary());
     Ok(tally.passes())
 }
 
-fn prepare(arch: Arch, agent: &Path) -> Result<()> {
-    tests::artifacts::prepare(arch, agent, &Lines)
-        .with_context(|| format!("Cannot prepare the guest for the tests on {arch}"))
+/// Makes all that VM stories on `arch` boot.
+fn prepare(arch: Arch, agent: &Path) -> Result<Parts> {
+    let prepare = || {
+        let probe = tests::roots::probe(arch, &Lines)?;
+        tests::artifacts::prepare(arch, agent, &Lines)?;
+        let agent = agent.to_owned();
+        let parts = Parts { arch, agent, probe };
+        parts.prepare(&Lines)?;
+        Ok::<_, anyhow::Error>(parts)
+    };
+    prepare().with_context(|| format!("Cannot prepare the guest for the tests on {arch}"))
 }

@@ -2,39 +2,39 @@
 //! Runs `cargo test` for the workspace, streams what it prints and counts it.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
+use ::tests::roots::{self, Parts};
 use ::tests::{artifacts, ledger};
 use anyhow::{Context, Result};
-use guest_kernel::Arch;
 
 use super::tally::Tally;
 
 /// Runs all tests of the workspace. An error means that cargo could not be run at all.
-pub fn test(agent: &Path, more: &[String], tally: &mut Tally) -> Result<()> {
+pub fn test(parts: &Parts, more: &[String], tally: &mut Tally) -> Result<()> {
     let mut command = super::checks::cargo();
     command
         .args(["test", "--release", "--workspace", "--no-fail-fast"])
-        .args(more)
-        .env(artifacts::AGENT_VARIABLE, agent);
-    counted(command, tally)
+        .args(more);
+    counted(command, parts, tally)
 }
 
 /// Runs the VM stories on guests of another architecture.
-pub fn test_foreign(arch: Arch, agent: &Path, tally: &mut Tally) -> Result<()> {
+pub fn test_foreign(parts: &Parts, tally: &mut Tally) -> Result<()> {
     let mut command = super::checks::cargo();
     command
         .args(["test", "--release", "--package", "tests", "--test", "vm"])
-        .env(artifacts::ARCH_VARIABLE, arch.name())
-        .env(artifacts::AGENT_VARIABLE, agent);
-    counted(command, tally)
+        .env(artifacts::ARCH_VARIABLE, parts.arch.name());
+    counted(command, parts, tally)
 }
 
 /// Runs a `cargo test` and adds what it did to the totals.
-fn counted(mut command: Command, tally: &mut Tally) -> Result<()> {
+fn counted(mut command: Command, parts: &Parts, tally: &mut Tally) -> Result<()> {
     let ledger_file = tempfile::NamedTempFile::new().context("Cannot create the test ledger")?;
-    command.env(ledger::VARIABLE, ledger_file.path());
+    command
+        .env(ledger::VARIABLE, ledger_file.path())
+        .env(artifacts::AGENT_VARIABLE, &parts.agent)
+        .env(roots::PROBE_VARIABLE, &parts.probe);
     let failed = tally.failed();
     let succeeded = stream(command, tally)?;
     if !succeeded && tally.failed() == failed {

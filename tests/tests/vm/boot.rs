@@ -230,25 +230,6 @@ fn the_root_may_be_an_ext4_disk() {
 }
 
 #[test]
-fn the_root_may_be_an_nvdimm() {
-    vm_story(async {
-        let disk = artifacts::root_disk().expect("a root disk can be made");
-        let vm = Vm::boot(|g| {
-            g.pmem(&disk.path())
-                .words("root=/dev/pmem0 rootfstype=ext4")
-        })
-        .await;
-        let probe = vm.probe("probe").await;
-        assert_eq!(
-            probe.sh("cat /mnt/etc/marker").await.ok(),
-            artifacts::ROOT_DISK_MARKER
-        );
-        assert_eq!(vm.sh("c1", "echo from memory").await.ok(), "from memory");
-        vm.expect_power_off().await;
-    });
-}
-
-#[test]
 fn a_root_that_is_not_there_ends_the_vm_and_says_why() {
     vm_story(async {
         // No agent answers here: the machine is started bare.

@@ -131,6 +131,19 @@ fn uefi_needs_its_firmware() {
 }
 
 #[test]
+fn the_uncompressed_kernel_is_entered_directly_where_it_can_be() {
+    let mut config = config(Arch::X86_64);
+    config.vmlinux = Some("/k/vmlinux".into());
+    assert_has(&text(&config), &["-kernel /k/vmlinux"]);
+    config.firmware = Firmware::Uefi;
+    config.tools.firmware = Some("/e/OVMF.fd".into());
+    assert_has(&text(&config), &["-kernel /k/bzImage"]);
+    config.arch = Arch::Aarch64;
+    config.firmware = Firmware::Direct;
+    assert_has(&text(&config), &["-kernel /k/bzImage"]);
+}
+
+#[test]
 fn a_microvm_has_no_pci_and_boots_the_elf_file() {
     let image = Image::new(false);
     let mut config = config(Arch::X86_64);
