@@ -9,7 +9,7 @@ use super::*;
 use crate::image::verity::Verity;
 use crate::vm::tests::config;
 use crate::vm::tools::Dax;
-use crate::vm::{Root, RootDevice, RootVerity, Share};
+use crate::vm::{Machine, Root, RootDevice, RootVerity, Share};
 
 fn try_text(config: &VmConfig) -> Result<String, VmError> {
     let shares: Vec<_> = config.all_shares().collect();
