@@ -62,6 +62,14 @@ pub enum Problem {
     /// Waiting needs the kernel's messages.
     #[error("Cannot wait for its disk")]
     Wait(#[source] UeventError),
+    /// The disk is there and cannot be read.
+    #[error("Cannot open {}", path.display())]
+    Open {
+        /// The disk.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
     /// The disks cannot be listed.
     #[error("Cannot list {}", path.display())]
     List {
@@ -226,12 +234,19 @@ fn node(name: &str) -> PathBuf {
 }
 
 fn check_manifest(target: &Path) -> Result<(), Problem> {
-    // Not followed: a link could lead to a file of the root.
-    let found = target.join(MANIFEST).symlink_metadata();
-    match found {
-        Ok(metadata) if metadata.is_file() => Ok(()),
-        _ => Err(Problem::Manifest),
+    // No part of it is followed: a link could lead to a file of the root.
+    let mut path = target.to_owned();
+    let mut last = None;
+    for part in Path::new(MANIFEST) {
+        path.push(part);
+        let metadata = path.symlink_metadata().map_err(|_| Problem::Manifest)?;
+        if metadata.is_symlink() {
+            return Err(Problem::Manifest);
+        }
+        last = Some(metadata);
     }
+    let is_file = last.is_some_and(|metadata| metadata.is_file());
+    is_file.then_some(()).ok_or(Problem::Manifest)
 }
 
 /// The rule (protocol section 7.5): verified exactly if there are hashes, and

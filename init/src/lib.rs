@@ -19,8 +19,8 @@ pub mod cgroup;
 pub mod cmdline;
 pub mod console;
 pub mod dev;
-pub mod dm;
-pub mod extension;
+mod dm;
+mod extension;
 mod failure;
 pub mod host;
 pub mod image;
@@ -34,7 +34,7 @@ pub mod reaper;
 pub mod root;
 pub mod shutdown;
 pub mod uevent;
-pub mod verity;
+mod verity;
 
 use std::error::Error;
 

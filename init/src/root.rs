@@ -70,7 +70,7 @@ fn check_kernels_root(cmdline: &CommandLine) -> Result<(), RootError> {
         Some(_) => Err(unverifiable(
             "the kernel has mounted the root itself and unverified; from an initramfs it can be verified",
         )),
-        None => Ok(()),
+        None => request::check_table(cmdline),
     }
 }
 
@@ -150,6 +150,7 @@ mod tests {
             "root=/dev/vda1 keelson.root_verity=wrong",
             "root=/dev/vda1 keelson.root_verity",
             "root=/dev/dm-0 dm-mod.create=\"x,,,ro,0 8 verity 1 8:1 8:2\"",
+            "root=/dev/dm-0 dm-mod.create=\"x,,,ro,0 8\tverity\t1 8:1 8:2\"",
             "root=/dev/dm-0 dm_mod.create=\"x,,,ro,0 8 verity\"",
         ] {
             assert!(!falls_back(line), "{line}");

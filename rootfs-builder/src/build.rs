@@ -43,7 +43,7 @@ use inputs::Inputs;
 pub use inputs::needs;
 pub use plan::{Plan, Summary, plan, summary};
 pub use report::Built;
-pub use words::Boot;
+pub use words::{Boot, INIT_WORD};
 
 #[cfg(doc)]
 use crate::cli::output::Report;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::image::dax::InfoBlock;
 use crate::image::partition::Partition;
 use crate::image::read::{
-    self, Elf, Filesystem, Image, Item, ItemKind, ReadError, requirements, show,
+    self, Elf, Filesystem, Image, Item, ItemKind, ReadError, escape, requirements, show,
 };
 use crate::image::verity::Verity;
 use crate::manifest::{Manifest, ManifestError};
@@ -224,7 +224,7 @@ pub fn manifest(image: &Path) -> Result<Option<Manifest>, ManifestError> {
 }
 
 fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    escape(bytes)
 }
 
 fn counts(image: &Image) -> Counts {
@@ -274,7 +274,7 @@ fn boot(image: &Image, manifest: Option<&Manifest>) -> Vec<Boot> {
         }),
         read::Format::Directory => ways.push(Boot {
             way: "virtio-fs",
-            words: words(&["root=TAG", "rootfstype=virtiofs", "rw"]),
+            words: words(&["root=TAG", "rootfstype=virtiofs", "ro"]),
         }),
         _ => {}
     }
@@ -296,12 +296,16 @@ fn boot(image: &Image, manifest: Option<&Manifest>) -> Vec<Boot> {
         if !offered {
             continue;
         }
+        let (data, hashes) = match &image.disk {
+            Some(_) => (format!("{device}1"), format!("{device}2")),
+            None => ("/dev/vda".to_owned(), "/dev/vdb".to_owned()),
+        };
         let mut found = match measured {
             // DAX would go round the digests, and the device mapper does not offer it.
             Some(verity) => vec![
                 format!(
                     "dm-mod.create=\"{}\"",
-                    verity.dm_create("dm-verity", &format!("{device}1"), &format!("{device}2"))
+                    verity.dm_create("dm-verity", &data, &hashes)
                 ),
                 "root=/dev/dm-0".to_owned(),
             ],
@@ -312,6 +316,7 @@ fn boot(image: &Image, manifest: Option<&Manifest>) -> Vec<Boot> {
             found.push("rootflags=dax".to_owned());
         }
         found.push("ro".to_owned());
+        found.extend(measured.map(|_| crate::build::INIT_WORD.to_owned()));
         ways.push(Boot { way, words: found });
     }
     ways

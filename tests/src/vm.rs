@@ -264,8 +264,8 @@ impl Vm {
     }
 }
 
-/// One of the places for VMs that run at once.
-async fn slot() -> Slot {
+/// One of the places for VMs that run at once; waits until one is free.
+pub async fn slot() -> Slot {
     let slot = slots::take(&artifacts::slots_dir(), slots::limit()).await;
     slot.unwrap_or_else(|e| panic!("No slot for a VM: {e:#}"))
 }

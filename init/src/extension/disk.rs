@@ -2,6 +2,7 @@
 //! Finding an extension's disk by its serial, and its partitions.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Problem;
@@ -29,8 +30,11 @@ pub(super) fn find_at(root: &Path, serial: &str) -> Result<Option<Disk>, Problem
     // The kernel lists a disk before it has looked for its partitions, and
     // does so at the latest when it is opened. Without this, hashes could be
     // missed that are there.
-    if File::open(root.join("dev").join(&name)).is_err() {
-        return Ok(None);
+    let path = root.join("dev").join(&name);
+    match File::open(&path) {
+        Ok(_) => {}
+        Err(error) if is_not_ready(&error) => return Ok(None),
+        Err(source) => return Err(Problem::Open { path, source }),
     }
     let mut disk = Disk {
         name,
@@ -44,6 +48,12 @@ pub(super) fn find_at(root: &Path, serial: &str) -> Result<Option<Disk>, Problem
         }
     }
     Ok(Some(disk))
+}
+
+/// Its node is not there yet, or its driver is not.
+fn is_not_ready(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    code.is_some_and(|code| matches!(code, libc::ENOENT | libc::ENXIO | libc::ENODEV))
 }
 
 fn find_name(sys_block: &Path, serial: &str) -> Result<Option<String>, Problem> {
@@ -70,9 +80,10 @@ fn list(path: &Path) -> Result<Vec<(String, PathBuf)>, Problem> {
         source,
     };
     let entries = fs::read_dir(path).map_err(failed)?;
-    let entries = entries.filter_map(Result::ok);
+    let entries: Vec<_> = entries.collect::<Result<_, _>>().map_err(failed)?;
     let name = |entry: &fs::DirEntry| entry.file_name().into_string().ok();
     Ok(entries
+        .into_iter()
         .filter_map(|entry| Some((name(&entry)?, entry.path())))
         .collect())
 }

@@ -31,6 +31,12 @@ pub enum RootError {
         /// Why it cannot be.
         reason: &'static str,
     },
+    /// The kernel's word verifies another device than the root.
+    #[error("dm-mod.create= verifies a device, but root={root} does not name it")]
+    NotOnTable {
+        /// The value of `root=`.
+        root: String,
+    },
     /// The parameters of the verified root are wrong.
     #[error("{VERITY} cannot be used")]
     Verity(#[from] VerityError),

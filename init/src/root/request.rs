@@ -65,6 +65,7 @@ impl Request {
             None => None,
         };
         let verity = verity(cmdline)?;
+        check_table(cmdline)?;
         let source = match (source, &verity) {
             (Some(Source::Tag(_)), Some(_)) => return Err(unverifiable("a tag is no device")),
             // A blank in it would add to the table.
@@ -109,10 +110,26 @@ pub(super) fn verity(cmdline: &CommandLine) -> Result<Option<Verity>, RootError>
 /// kernel. Where it is, nothing that is not verified may stand in for it or be
 /// added to it. Says yes in doubt.
 pub fn is_measured(cmdline: &CommandLine) -> bool {
-    let by_kernel = |text: &str| text.split([' ', ',', ';']).any(|word| word == "verity");
-    cmdline.value(VERITY).is_some()
-        || cmdline.has(VERITY)
-        || word::value(cmdline).is_some_and(by_kernel)
+    cmdline.value(VERITY).is_some() || cmdline.has(VERITY) || is_measured_by_table(cmdline)
+}
+
+/// Whether the kernel's word asks for verity. Not parted into words: whoever
+/// reads it may part it otherwise.
+fn is_measured_by_table(cmdline: &CommandLine) -> bool {
+    word::value(cmdline).is_some_and(|text| text.contains("verity"))
+}
+
+/// A table with verity that `root=` does not lie on protects nothing, and
+/// whoever writes one wants a root that it does.
+pub(super) fn check_table(cmdline: &CommandLine) -> Result<(), RootError> {
+    let root = cmdline.value("root").unwrap_or("");
+    let mapped = root.starts_with("/dev/dm-") || root.starts_with("/dev/mapper/");
+    let ours = verity(cmdline)?.is_some();
+    if is_measured_by_table(cmdline) && !mapped && !ours {
+        let root = root.to_owned();
+        return Err(RootError::NotOnTable { root });
+    }
+    Ok(())
 }
 
 /// What the value of `root=` names.

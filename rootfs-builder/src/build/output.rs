@@ -62,6 +62,18 @@ pub fn deliver(work: &Work<'_>, cached: &Path) -> Result<(PathBuf, Vec<Unset>), 
         let (from, to) = (name(cached), name(output));
         if from.exists() {
             copy(&from, &to)?;
+            continue;
+        }
+        // What lies beside an earlier image of this name says nothing of this one.
+        match fs::remove_file(&to) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(BuildError::Io {
+                    action: "remove",
+                    path: to,
+                    source,
+                });
+            }
+            _ => {}
         }
     }
     Ok((output.clone(), unset))

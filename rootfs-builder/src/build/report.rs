@@ -62,7 +62,7 @@ pub fn built(
         sha256: manifest.image.sha256.clone(),
         root_hash: verity.map(image::root_hash),
         verity_params: verity.map(Verity::params),
-        hash_tree: Some(hash_file(&path)).filter(|file| file.exists()),
+        hash_tree: Some(hash_file(&path)).filter(|file| verity.is_some() && file.exists()),
         boot: boots(definition, verity),
         alignment: image::alignment(definition),
         manifest: Manifest::path_for(&path),

@@ -13,7 +13,7 @@ const TAG: &str = "keelsonRoot";
 
 /// Without it a kernel that cannot execute `/sbin/init` (its blocks are not what was measured) goes on to try `/bin/init` and `/bin/sh`, and
 /// the guest would run without its agent.
-const INIT: &str = "init=/sbin/init";
+pub const INIT_WORD: &str = "init=/sbin/init";
 
 /// One way to boot an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -96,7 +96,7 @@ fn root(
         words.push(format!("rootflags={}", flags.join(",")));
     }
     words.push("ro".to_owned());
-    words.extend(verity.map(|_| INIT.to_owned()));
+    words.extend(verity.map(|_| INIT_WORD.to_owned()));
     words
 }
 

@@ -67,7 +67,7 @@ pub struct DefinitionArgs {
     /// Add a dm-verity hash tree
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     verity: Option<bool>,
-    /// Give a disk the header that lets an nvdimm be mapped; done if not said otherwise
+    /// Give a disk the header that lets an nvdimm be mapped; done if not said otherwise, unless the disk is measured
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     dax: Option<bool>,
     /// Make a disk's size a multiple of this, such as 2M or 128M
@@ -97,7 +97,7 @@ pub struct DefinitionArgs {
     /// The VM's host name until the host gives one
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
-    /// The kernel the image is for, whose modules go in
+    /// The kernel the image is for, whose modules go in; without it fetched for an initramfs, none for all else
     #[arg(long, value_enum)]
     kernel: Option<KernelChoice>,
     /// Build our kernel with these options too: confidential, debug, or the path of a fragment

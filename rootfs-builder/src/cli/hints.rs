@@ -13,6 +13,7 @@ use crate::cache::Cache;
 use crate::definition::DefinitionError;
 use crate::definition::osbuilder::OsbuilderError;
 use crate::kata::KataError;
+use crate::run::guest_image::GuestImageError;
 use crate::setup::SetupError;
 use crate::toolchain::ToolchainError;
 
@@ -71,6 +72,10 @@ fn hints(error: &anyhow::Error) -> Vec<String> {
 fn own_hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = cause.downcast_ref::<DefinitionError>() {
         return error.hint();
+    }
+    if let Some(GuestImageError::Unknown { .. }) = cause.downcast_ref() {
+        let hint = "an archive or OCI layout can be the container's root: --rootfs; a guest's root is built with --format initramfs, disk or directory";
+        return Some(hint.to_owned());
     }
     if let Some(error) = cause.downcast_ref::<OsbuilderError>() {
         return error.hint().map(str::to_owned);

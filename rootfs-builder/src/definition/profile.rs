@@ -136,8 +136,8 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         profile: Profile::Debug,
-        why: "To look around in a guest: a static shell beside the guest binary, and the debug console asked for.",
-        words: &["agent.debug_console", "agent.log=debug"],
+        why: "To look around in a guest: a static shell beside the guest binary, which the verb shell opens, and a log of everything.",
+        words: &["agent.log=debug"],
         shell: true,
         ..PLAIN
     },

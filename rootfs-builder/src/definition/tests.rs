@@ -48,7 +48,7 @@ fn profiles_are_what_they_promise() {
     assert_eq!(stock.compression, Compression::Gzip);
     assert_eq!(stock.kernel, KernelChoice::None);
     let debug = of(Profile::Debug);
-    assert!(debug.shell && debug.words.contains(&"agent.debug_console".to_owned()));
+    assert!(debug.shell && debug.words.contains(&"agent.log=debug".to_owned()));
     let vaccel = of(Profile::Vaccel);
     assert_eq!(vaccel.base, BaseChoice::None);
     let gpu = of(Profile::Gpu);
@@ -84,14 +84,7 @@ fn the_stronger_source_wins_and_lists_add_up() {
         assert_eq!(setting.origin, *origin);
     }
     let made = resolved(&all).unwrap();
-    let words = [
-        "agent.debug_console",
-        "agent.log=debug",
-        "c=1",
-        "quiet",
-        "b=1",
-        "a=1",
-    ];
+    let words = ["agent.log=debug", "c=1", "quiet", "b=1", "a=1"];
     assert_eq!(made.definition.words, words);
     // The file over the profile, and the profile over the default.
     assert!(!made.definition.shell);

@@ -62,7 +62,7 @@ pub enum GuestImageError {
         source: DiskError,
     },
     /// There is no initramfs and no file system that could be a root in it.
-    #[error("The image {path} is neither an initramfs nor a disk with a file system on it", path = path.display())]
+    #[error("The image {path} is neither an initramfs, nor a disk with a file system on it, nor a root directory", path = path.display())]
     Unknown {
         /// The image.
         path: PathBuf,
@@ -140,6 +140,9 @@ impl GuestImage {
             source,
         };
         let path = &path.canonicalize().map_err(unreadable)?;
+        if path.join("oci-layout").is_file() {
+            return Err(GuestImageError::Unknown { path: path.clone() });
+        }
         if path.is_dir() {
             return Ok(GuestImage::Directory(path.clone()));
         }

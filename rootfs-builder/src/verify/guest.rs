@@ -4,7 +4,7 @@
 use guest_kernel::Arch;
 
 use super::Check;
-use crate::image::read::{Image, ItemKind};
+use crate::image::read::{Image, ItemKind, escape};
 
 /// What is mounted over or written into before anything could make it on a root that cannot be written.
 const MOUNT_POINTS: [&str; 7] = ["dev", "etc", "proc", "run", "sys", "tmp", "var"];
@@ -44,7 +44,13 @@ fn init(image: &Image, arch: Option<Arch>) -> Check {
     let kind = match &program.loader {
         None => "static".to_owned(),
         Some(loader) if image.listing.find(loader.as_bytes()).is_none() => {
-            return Check::failed("init", format!("{name} needs {loader}, which is not there"));
+            return Check::failed(
+                "init",
+                format!(
+                    "{name} needs {}, which is not there",
+                    escape(loader.as_bytes())
+                ),
+            );
         }
         Some(loader) => format!("loaded by {loader}"),
     };

@@ -98,7 +98,9 @@ fn digest(listing: &Listing) -> String {
 /// Every block of the file system against the root hash.
 pub fn tree(path: &Path, verity: Option<&Verity>, image: Option<&Image>) -> Vec<Check> {
     let Ok(parts) = disk::read(path) else {
-        return Vec::new();
+        let unmeasured = "an image of this format has no blocks that could be measured";
+        let failed = verity.map(|_| Check::failed("verity", unmeasured));
+        return failed.into_iter().collect();
     };
     let [data, rest @ ..] = &parts.partitions[..] else {
         return match verity {

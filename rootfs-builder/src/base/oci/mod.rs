@@ -8,12 +8,10 @@
 mod layout;
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
-use flate2::read::MultiGzDecoder;
 use guest_kernel::cache::{CacheError, Key, hex};
 use guest_kernel::{Arch, Cache, Progress};
 use serde::Deserialize;
@@ -22,6 +20,7 @@ use sha2::{Digest, Sha256};
 use super::ContainerRoot;
 use super::ledger::{Ledger, LedgerError};
 use super::unpack::{self, UnpackError};
+use crate::image::compress;
 use layout::{Image, Layer};
 
 /// Counts up when the way images are unpacked changes.
@@ -93,14 +92,6 @@ pub enum OciError {
     Outside {
         /// The name.
         name: String,
-    },
-    /// The program that decompresses a layer failed.
-    #[error("Cannot decompress {path} with zstd", path = path.display())]
-    Zstd {
-        /// The layer.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
     },
     /// A layer could not be unpacked.
     #[error("Cannot unpack {path}", path = path.display())]
@@ -299,57 +290,9 @@ fn verify(mut content: impl Read, expected: &str, path: &Path) -> Result<(), Oci
 
 /// A file's content, decompressed if its first bytes say that it is compressed (media types are not always right).
 fn decompressed(path: &Path) -> Result<Box<dyn Read>, OciError> {
-    let mut file = File::open(path).map_err(io_error("open", path))?;
-    let mut magic = [0; 4];
-    let count = file.read(&mut magic).map_err(io_error("read", path))?;
-    let file = File::open(path).map_err(io_error("open", path))?;
-    Ok(match &magic[..count] {
-        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(BufReader::new(file))),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(Zstd::open(file, path)?),
-        _ => Box::new(BufReader::new(file)),
-    })
-}
-
-/// zstd(1) as a reader.
-struct Zstd {
-    child: Child,
-}
-
-impl Zstd {
-    fn open(file: File, path: &Path) -> Result<Zstd, OciError> {
-        let mut command = Command::new("zstd");
-        command
-            .args(["-dcq"])
-            .stdin(file)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let child = command.spawn().map_err(|source| OciError::Zstd {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Zstd { child })
-    }
-}
-
-impl Read for Zstd {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(stdout) = &mut self.child.stdout else {
-            return Ok(0);
-        };
-        let count = stdout.read(buffer)?;
-        // A truncated stream ends like a whole one; only the status tells them apart.
-        if count == 0 && !buffer.is_empty() && !self.child.wait()?.success() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "zstd failed"));
-        }
-        Ok(count)
-    }
-}
-
-impl Drop for Zstd {
-    fn drop(&mut self) {
-        // A reader that stops early closes the pipe, on which zstd ends.
-        drop(self.child.stdout.take());
-        let _ = self.child.wait();
+    match compress::open(path) {
+        Ok((_, content)) => Ok(content),
+        Err(error) => Err(io_error("read", path)(error.source)),
     }
 }
 

@@ -263,24 +263,20 @@ fn an_archive_of_something_else_is_refused() {
 }
 
 #[test]
-fn a_zstd_layer_is_read_where_the_host_has_zstd() {
+fn a_zstd_layer_is_read() {
     let dir = tempfile::tempdir().unwrap();
-    let (plain, path) = (dir.path().join("x"), dir.path().join("x.zst"));
+    let path = dir.path().join("x.zst");
     let numbers: String = (0..100_000).map(|n| format!("{n} ")).collect();
-    fs::write(&plain, &numbers).unwrap();
-    let Ok(output) = Command::new("zstd").arg("-qc").arg(&plain).output() else {
-        eprintln!("skipped: zstd is not installed");
-        return;
-    };
-    fs::write(&path, &output.stdout).unwrap();
+    let mut packed = Vec::new();
+    compress::write(compress::Compression::Zstd, &mut packed, |out| {
+        out.write_all(numbers.as_bytes())
+    })
+    .unwrap();
+    fs::write(&path, &packed).unwrap();
     let mut read = Vec::new();
     decompressed(&path).unwrap().read_to_end(&mut read).unwrap();
     assert_eq!(read, numbers.as_bytes());
-    fs::write(&path, &output.stdout[..output.stdout.len() / 2]).unwrap();
-    assert!(
-        decompressed(&path)
-            .unwrap()
-            .read_to_end(&mut Vec::new())
-            .is_err()
-    );
+    fs::write(&path, &packed[..packed.len() / 2]).unwrap();
+    let mut cut = decompressed(&path).unwrap();
+    assert!(cut.read_to_end(&mut Vec::new()).is_err());
 }

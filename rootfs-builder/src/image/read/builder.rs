@@ -84,6 +84,11 @@ pub struct Builder {
     left: u64,
 }
 
+/// Whether the beginning of the file at this path is kept.
+pub fn is_kept(path: &[u8]) -> bool {
+    KEPT.contains(&path)
+}
+
 /// How much content an image of `size` bytes may have.
 pub fn limit(size: u64) -> u64 {
     size.saturating_mul(MAX_RATIO).saturating_add(MIN_LIMIT)
@@ -112,7 +117,8 @@ impl Builder {
     /// Remembers a place.
     pub fn place(&mut self, start: u64, len: u64, role: Role, path: &[u8]) {
         // Each place costs memory; an image with more extents than this has them scattered on purpose.
-        if len > 0 && self.places.len() < 4 * MAX_ENTRIES {
+        let room = len > 0 && self.places.len() < 4 * MAX_ENTRIES;
+        if room && self.claim(path.len() as u64).is_ok() {
             let path = path.to_vec();
             self.places.push(Place {
                 start,
@@ -125,6 +131,11 @@ impl Builder {
 
     /// Puts an entry in. What is there already is replaced, and emptied unless both are directories.
     pub fn put(&mut self, path: &[u8], item: Item) -> Result<(), ReadError> {
+        // Names, link targets and attributes cost memory too, and may be many times what the image has bytes for.
+        let attributes = item.xattrs.iter();
+        let attributes: usize = attributes.map(|(n, v)| n.len() + v.len()).sum();
+        let target = item.target.as_ref().map_or(0, Vec::len);
+        self.claim((path.len() + target + attributes) as u64)?;
         if path.is_empty() {
             self.listing.root = Some(item);
             return Ok(());
@@ -166,7 +177,7 @@ impl Builder {
         failed: impl Fn(io::Error) -> ReadError,
     ) -> Result<Digest, ReadError> {
         self.claim(size)?;
-        let mut kept = KEPT.contains(&path).then(Vec::new);
+        let mut kept = is_kept(path).then(Vec::new);
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; size.clamp(1, 1 << 16) as usize];
         let mut left = size;
@@ -237,6 +248,18 @@ mod tests {
 
     fn io(_: io::Error) -> ReadError {
         ReadError::UnknownFormat { path: "x".into() }
+    }
+
+    /// An inode may have a thousand names and each a copy of its attributes.
+    #[test]
+    fn names_and_attributes_are_claimed_too() {
+        let mut builder = Builder::new(Path::new("/i"), 0);
+        let mut item = Item::new(ItemKind::Fifo, 0o644, 0, 0);
+        item.xattrs.insert(b"user.x".into(), vec![0; 1 << 20]);
+        let refused = (0..MIN_LIMIT >> 20)
+            .map(|n| builder.put(format!("{n}").as_bytes(), item.clone()))
+            .find(Result::is_err);
+        assert!(refused.is_some());
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! zeros between them. See the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 
-use super::builder::{Builder, Role, normalise};
+use super::builder::{Builder, Role, limit, normalise};
 use super::decode::{self, Cursor, skip_zeros};
 use super::error::ReadError;
 use super::listing::{Item, ItemKind};
+use super::show;
 use super::source::Source;
 use crate::image::compress::Compression;
 
@@ -67,7 +68,10 @@ fn packed(
         offset: source.start() + start,
         source: error,
     };
-    let mut reader = BufReader::new(decode::member(packing, cursor).map_err(failed)?);
+    // Zeros between archives are not content, and a few bytes can stand for terabytes of them.
+    let most = limit(source.len()).saturating_add(1);
+    let member = decode::member(packing, cursor).map_err(failed)?;
+    let mut reader = BufReader::new(member.take(most));
     let mut position = 0;
     loop {
         let zeros = skip_zeros(&mut reader).map_err(failed)?;
@@ -257,7 +261,7 @@ impl<'a> Archive<'a> {
         if !has_parent(&path, builder) {
             builder.finding(format!(
                 "{} has no directory before it: the kernel leaves it out",
-                String::from_utf8_lossy(&path)
+                show(&path)
             ));
         }
         builder.put(&path, item)

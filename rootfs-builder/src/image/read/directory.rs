@@ -77,7 +77,8 @@ fn attributes(path: &Path, item: &mut Item) {
     };
     for name in names[..length].split(|byte| *byte == 0) {
         let mut value = vec![0; MAX_ATTRIBUTES];
-        if name.is_empty() {
+        // A label is the host's, not the image's.
+        if name.is_empty() || name == b"security.selinux" {
             continue;
         }
         if let Ok(length) = rustix::fs::lgetxattr(path, name, &mut value[..]) {

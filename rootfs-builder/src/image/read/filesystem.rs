@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::builder::{Builder, Role, join};
+use super::builder::{Builder, Role, is_kept, join};
 use super::error::ReadError;
 use super::listing::{Digest, Item, ItemKind};
 use super::source::{RangeReader, Source};
@@ -113,6 +113,7 @@ pub fn walk(format: &impl Format, builder: &mut Builder) -> Result<(), ReadError
             if !names.insert(name) {
                 return Err(broken("a name is twice in a directory"));
             }
+            builder.claim(path.len() as u64)?;
             todo.push((path, number));
         }
     }
@@ -168,7 +169,10 @@ impl<F: Format> Walk<'_, F> {
                 builder.place(source.start() + start, extent.len, Role::Content, path);
             }
         }
-        if let Some(digest) = self.digests.get(&inode.number) {
+        // Under a name whose content is kept it is read again.
+        if !is_kept(path)
+            && let Some(digest) = self.digests.get(&inode.number)
+        {
             return Ok(*digest);
         }
         let mut reader = ExtentReader::new(source, &extents);

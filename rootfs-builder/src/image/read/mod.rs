@@ -304,8 +304,13 @@ impl Image {
 
 /// A path of an image as people read it.
 pub fn show(path: &[u8]) -> String {
-    let mut text = String::from("/");
-    for part in path.utf8_chunks() {
+    format!("/{}", escape(path))
+}
+
+/// Bytes of an image as people read them: nothing that a terminal would act on.
+pub fn escape(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for part in bytes.utf8_chunks() {
         text.extend(part.valid().chars().flat_map(|c| {
             let plain = !c.is_control() && c != '\\';
             let escaped: String = if plain {

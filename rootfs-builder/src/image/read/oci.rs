@@ -151,6 +151,8 @@ fn add(source: &Source, builder: &mut Builder) -> Result<(), ReadError> {
         }
     }
     for (path, item) in entries {
+        // What a lower layer had there is not what is there now.
+        builder.kept.remove(&path);
         builder.put(&path, item)?;
     }
     builder.listing.root = layer.listing.root.or(builder.listing.root.take());

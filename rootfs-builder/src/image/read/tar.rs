@@ -156,6 +156,10 @@ impl Entry<'_> {
             let here = builder.listing.entries.get(&target);
             let same = here.or_else(|| self.lower.entries.get(&target)).cloned();
             let same = same.ok_or_else(|| self.broken("a hard link to what is not there"))?;
+            match builder.kept.get(&target).cloned() {
+                Some(content) => builder.kept.insert(path.clone(), content),
+                None => builder.kept.remove(&path),
+            };
             return builder.put(&path, same);
         }
         let kind = self.kind()?;
