@@ -128,7 +128,7 @@ fn entries_that_the_kernel_would_leave_out_are_told() {
     let dev = bytes.windows(4).position(|w| w == b"dev\0").unwrap() - 110;
     let without = [&bytes[..dev], &bytes[dev + 116..]].concat();
     let image = open(&place.write("image", &without)).unwrap();
-    let expected = ["dev/console", "dev/vda300"]
+    let expected = ["/dev/console", "/dev/vda300"]
         .map(|path| format!("{path} has no directory before it: the kernel leaves it out"));
     assert_eq!(image.findings, expected);
     let trailer = bytes.windows(10).position(|w| w == b"TRAILER!!!").unwrap() - 110;
