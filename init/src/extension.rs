@@ -56,6 +56,12 @@ pub enum Problem {
     /// Two words for it.
     #[error("It is asked for twice")]
     Twice,
+    /// A virtio-blk disk tells only the first part of a long serial.
+    #[error("Its disk cannot be told from that of \"{other}\": their names begin alike")]
+    SameSerial {
+        /// The other extension.
+        other: String,
+    },
     /// The parameters are wrong.
     #[error("Its verity parameters cannot be used")]
     Verity(#[from] VerityError),
@@ -184,6 +190,11 @@ fn requests(cmdline: &CommandLine) -> Result<Vec<Request<'_>>, ExtensionError> {
         if requests.iter().any(|request| request.name == name) {
             return Err(failed(Problem::Twice));
         }
+        let cut = |name: &str| disk::cut(&serial(name)).to_owned();
+        if let Some(other) = requests.iter().find(|other| cut(other.name) == cut(name)) {
+            let other = other.name.to_owned();
+            return Err(failed(Problem::SameSerial { other }));
+        }
         // The host writes a bare word for no parameters.
         let text = word.value.filter(|text| !text.is_empty());
         let verity = text.map(|text| Verity::parse(text, false)).transpose();
@@ -193,13 +204,18 @@ fn requests(cmdline: &CommandLine) -> Result<Vec<Request<'_>>, ExtensionError> {
     Ok(requests)
 }
 
+/// The serial of an extension's disk, and the name of its verified device.
+fn serial(name: &str) -> String {
+    format!("extension-{name}")
+}
+
 fn is_name(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(plain)
 }
 
 fn mount(request: &Request<'_>, cmdline: &CommandLine) -> Result<(), Problem> {
-    let name = format!("extension-{}", request.name);
+    let name = serial(request.name);
     let patience = root::patience(cmdline);
     let mut look = || disk::find_at(Path::new("/"), &name);
     let found = arrival::wait_for(patience, arrival::about_disks, &Problem::Wait, &mut look)?;
@@ -318,6 +334,10 @@ mod tests {
         }
         let twice = "kata.extension.x.verity_params=PARAMS kata.extension.x.verity_params";
         assert!(matches!(problem(twice), Problem::Twice));
+        // A virtio-blk disk tells twenty bytes of "extension-kata-devkit-a".
+        let alike =
+            "kata.extension.kata-devkit-a.verity_params kata.extension.kata-devkit-b.verity_params";
+        assert!(matches!(problem(alike), Problem::SameSerial { .. }));
         let error = requests(&cmdline("kata.extension.x.verity_params=salt=1")).unwrap_err();
         assert!(error.to_string().contains("\"x\""), "{error}");
         // Where the hashes are is not the command line's to say.
@@ -379,6 +399,10 @@ mod tests {
         fs::remove_file(&manifest).unwrap();
         fs::write(&manifest, "schema_version = 1\n").unwrap();
         assert!(check_manifest(root.path()).is_ok());
+        let leading_out = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(root.path().join("etc"), leading_out.path().join("etc"))
+            .unwrap();
+        assert!(check_manifest(leading_out.path()).is_err());
     }
 
     proptest! {

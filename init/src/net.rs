@@ -59,10 +59,10 @@ fn interface_ioctl(
     code: libc::c_ulong,
     request: &mut libc::ifreq,
 ) -> nix::Result<()> {
-    // SAFETY: both codes used in this module take a pointer to an ifreq, which
-    // the kernel reads and writes only during the call; the reference keeps it
-    // valid and exclusive. The descriptor is open because it is borrowed.
     // The type of the code differs between C libraries, its 16 bits do not.
+    // SAFETY: both codes used in this module take a pointer to an ifreq, which
+    // the kernel uses only during the call; the reference keeps it valid and
+    // exclusive, and the borrowed descriptor is open.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), code as libc::Ioctl, request) };
     Errno::result(result).map(drop)
 }

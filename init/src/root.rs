@@ -169,6 +169,15 @@ mod tests {
         ] {
             assert!(settle(&cmdline(line), false).is_err(), "{line}");
         }
+        // A table that the root does not lie on protects nothing.
+        for root in ["root=/dev/vda1", ""] {
+            let line = format!("{root} dm-mod.create=\"x,,,ro,0 8 verity 1 8:1 8:2\"");
+            for initramfs in [true, false] {
+                let refused = settle(&cmdline(&line), initramfs);
+                let on_no_table = matches!(refused, Err(RootError::NotOnTable { .. }));
+                assert!(on_no_table, "{line} {initramfs}");
+            }
+        }
         // That the kernel verified it is the kernel's word.
         let line = "root=/dev/dm-0 dm-mod.create=\"x,,,ro,0 8 verity 1 8:1 8:2\"";
         assert!(matches!(settle(&cmdline(line), false), Ok(false)));

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::image::oci::rfc3339;
 use crate::manifest::dpkg::{self, Stanza};
 use crate::manifest::{Input, InputKind, Manifest, ManifestError};
 use crate::tree::{Kind, Tree};
@@ -147,7 +148,7 @@ impl Document {
             // Unique to the image, as it must be, and the same for the same image; nothing is there.
             "documentNamespace": format!("https://spdx.org/spdxdocs/{namespace}-{digest}"),
             "creationInfo": {
-                "created": timestamp(manifest.epoch),
+                "created": rfc3339(manifest.epoch),
                 "creators": [format!("Tool: {}-{}", manifest.tool.name, manifest.tool.version)],
             },
             "packages": self.packages,
@@ -258,37 +259,6 @@ fn module_package(manifest: &Manifest, input: &Input) -> Value {
     let release = manifest.kernel.as_ref().map(|kernel| &kernel.release[..]);
     let version = input.version.as_deref().or(release);
     with_checksum(package(&input.name, version, "FILE"), &input.sha256)
-}
-
-/// A time in seconds since 1970 as SPDX writes it: UTC, to the second.
-fn timestamp(epoch: u64) -> String {
-    let (mut days, seconds) = (epoch / 86_400, epoch % 86_400);
-    let is_leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut year = 1970;
-    loop {
-        let length = if is_leap(year) { 366 } else { 365 };
-        if days < length {
-            break;
-        }
-        days -= length;
-        year += 1;
-    }
-    let february = if is_leap(year) { 29 } else { 28 };
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z",
-        day = days + 1
-    )
 }
 
 /// The text of a tree's file, if it has it.

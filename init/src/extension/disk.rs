@@ -56,8 +56,13 @@ fn is_not_ready(error: &io::Error) -> bool {
     code.is_some_and(|code| matches!(code, libc::ENOENT | libc::ENXIO | libc::ENODEV))
 }
 
+/// What a virtio-blk disk tells of a serial.
+pub(super) fn cut(serial: &str) -> &str {
+    serial.get(..SERIAL_LENGTH).unwrap_or(serial)
+}
+
 fn find_name(sys_block: &Path, serial: &str) -> Result<Option<String>, Problem> {
-    let wanted = serial.get(..SERIAL_LENGTH).unwrap_or(serial);
+    let wanted = cut(serial);
     let mut found: Option<String> = None;
     for (entry, path) in list(sys_block)? {
         let own = fs::read_to_string(path.join("serial")).unwrap_or_default();

@@ -82,20 +82,33 @@ fn failed(source: &str, request: &Request, fstype: String, errno: Errno) -> Root
 }
 
 fn mount_as(source: &str, request: &Request, fstype: &str, target: &Path) -> nix::Result<()> {
-    let Options { flags, data } = &request.options;
-    let mount = |flags, data: &str| mounts::mount(source, target, fstype, flags, data);
-    match mount(*flags, data) {
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) if has_dax(data) => {
-            mount(*flags, &without_dax(data))?;
-            log::warn!("The root device {source} does not support DAX; mounted without");
-            Ok(())
+    let mount =
+        |options: &Options| mounts::mount(source, target, fstype, options.flags, &options.data);
+    let options = nearest(&request.options, mount)?;
+    if options.data != request.options.data {
+        log::warn!("The root device {source} does not support DAX; mounted without");
+    }
+    if options.flags != request.options.flags {
+        log::warn!("The root device {source} is read-only; mounted so");
+    }
+    Ok(())
+}
+
+/// The options that `mount` succeeds with: what is asked for, or without what
+/// it refuses and can be done without.
+fn nearest(wanted: &Options, mount: impl Fn(&Options) -> nix::Result<()>) -> nix::Result<Options> {
+    let mut options = wanted.clone();
+    loop {
+        match mount(&options) {
+            Ok(()) => return Ok(options),
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) if has_dax(&options.data) => {
+                options.data = without_dax(&options.data);
+            }
+            Err(Errno::EACCES | Errno::EROFS) if !options.flags.contains(MsFlags::MS_RDONLY) => {
+                options.flags |= MsFlags::MS_RDONLY;
+            }
+            Err(errno) => return Err(errno),
         }
-        Err(Errno::EACCES | Errno::EROFS) if !flags.contains(MsFlags::MS_RDONLY) => {
-            mount(*flags | MsFlags::MS_RDONLY, data)?;
-            log::warn!("The root device {source} is read-only; mounted so");
-            Ok(())
-        }
-        result => result,
     }
 }
 
@@ -133,6 +146,36 @@ mod tests {
         assert!(!has_dax("dax=inode,nodax,dax=never"));
         assert_eq!(without_dax("dax,data=ordered,dax=always"), "data=ordered");
         assert_eq!(without_dax("dax"), "");
+    }
+
+    #[test]
+    fn what_can_be_done_without_is_left_out_one_by_one() {
+        let wanted = Options {
+            flags: MsFlags::empty(),
+            data: "dax,data=ordered".to_owned(),
+        };
+        // A device that is read-only and cannot be mapped, in either order of complaints.
+        for read_only_first in [true, false] {
+            let mount = |options: &Options| {
+                let complaints = [
+                    (!options.flags.contains(MsFlags::MS_RDONLY), Errno::EACCES),
+                    (has_dax(&options.data), Errno::EINVAL),
+                ];
+                let mut left = complaints.into_iter().filter(|(it, _)| *it);
+                let complaint = if read_only_first {
+                    left.next()
+                } else {
+                    left.last()
+                };
+                complaint.map_or(Ok(()), |(_, errno)| Err(errno))
+            };
+            let options = nearest(&wanted, mount).unwrap();
+            assert_eq!(options.data, "data=ordered");
+            assert_eq!(options.flags, MsFlags::MS_RDONLY);
+        }
+        assert_eq!(nearest(&wanted, |_| Err(Errno::EIO)), Err(Errno::EIO));
+        // What is not the options' fault stays an error, and ends.
+        assert_eq!(nearest(&wanted, |_| Err(Errno::EINVAL)), Err(Errno::EINVAL));
     }
 
     #[test]

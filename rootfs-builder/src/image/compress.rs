@@ -9,7 +9,6 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use clap::ValueEnum;
 use flate2::read::MultiGzDecoder;
@@ -50,11 +49,6 @@ pub enum Compression {
     /// lz4 in its legacy frame, the only one that kernels unpack: the quickest of the compressed, where the kernel has RD_LZ4.
     Lz4,
 }
-
-/// A word that names no compression.
-#[derive(Debug, thiserror::Error)]
-#[error("Unknown compression {0:?}: it is one of none, gzip, zstd and lz4")]
-pub struct UnknownCompression(pub String);
 
 /// Why a compressed file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -111,15 +105,6 @@ impl Compression {
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
-    }
-}
-
-impl FromStr for Compression {
-    type Err = UnknownCompression;
-
-    fn from_str(word: &str) -> Result<Compression, UnknownCompression> {
-        let named = Compression::ALL.into_iter().find(|c| c.name() == word);
-        named.ok_or_else(|| UnknownCompression(word.to_owned()))
     }
 }
 

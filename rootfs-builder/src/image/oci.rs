@@ -138,7 +138,7 @@ pub fn write(tree: &Tree, options: &Options, dir: &Path) -> Result<String, OciEr
 }
 
 fn config(options: &Options, content: &str) -> Value {
-    let created = rfc3339(options.mtime);
+    let created = rfc3339(options.mtime.into());
     json!({
         "created": created,
         "architecture": options.arch.oci(),
@@ -245,7 +245,7 @@ impl<W: Write> Write for Digesting<W> {
 }
 
 /// A time in seconds since the epoch as documents have it: `1970-01-01T00:00:00Z`.
-pub fn rfc3339(seconds: u32) -> String {
+pub fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
@@ -253,16 +253,16 @@ pub fn rfc3339(seconds: u32) -> String {
 }
 
 /// The date that is so many days after 1970-01-01.
-fn civil(mut days: u32) -> (u32, u32, u32) {
-    let leap = |year: u32| {
+fn civil(mut days: u64) -> (u64, u64, u64) {
+    let leap = |year: u64| {
         year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
     };
     let mut year = 1970;
-    while days >= 365 + u32::from(leap(year)) {
-        days -= 365 + u32::from(leap(year));
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
         year += 1;
     }
-    let february = 28 + u32::from(leap(year));
+    let february = 28 + u64::from(leap(year));
     let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let mut month = 1;
     for length in lengths {

@@ -36,7 +36,7 @@ pub use error::ReadError;
 pub use filesystem::Filesystem;
 pub use listing::{Digest, Item, ItemKind, Listing, digest};
 pub use oci::file_digest;
-pub use source::{Source, u32_at};
+pub use source::{Source, crc32c, u32_at};
 
 /// Blocks of a device, at which data must lie for DAX.
 const PAGE: u64 = 4096;

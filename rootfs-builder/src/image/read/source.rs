@@ -200,6 +200,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_checksum_is_the_one_with_a_known_value() {
+        // The check value of CRC-32C in its usual, inverted form.
+        assert_eq!(!crc32c(!0, b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
     fn nothing_outside_the_part_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");

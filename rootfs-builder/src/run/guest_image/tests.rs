@@ -224,3 +224,15 @@ fn the_manifest_says_what_a_root_is_measured_by() {
     let error = GuestImage::look(&image).unwrap_err();
     assert!(matches!(error, GuestImageError::Manifest { .. }), "{error}");
 }
+
+#[test]
+fn an_image_layout_is_no_guests_root() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(
+        GuestImage::look(dir.path()),
+        Ok(GuestImage::Directory(_))
+    ));
+    std::fs::write(dir.path().join("oci-layout"), "{}").unwrap();
+    let error = GuestImage::look(dir.path()).unwrap_err();
+    assert!(matches!(error, GuestImageError::Unknown { .. }), "{error}");
+}
