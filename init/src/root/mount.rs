@@ -165,7 +165,7 @@ mod tests {
                 let complaint = if read_only_first {
                     left.next()
                 } else {
-                    left.last()
+                    left.next_back()
                 };
                 complaint.map_or(Ok(()), |(_, errno)| Err(errno))
             };

@@ -395,6 +395,13 @@ fn an_image_is_delivered_with_what_lies_beside_it() {
     names.sort();
     let expected = ["", ".manifest.json", ".spdx.json", ".verity"];
     assert_eq!(names, expected.map(|end| format!("guest.erofs{end}")));
+    // The hash tree of an image that is no longer there says nothing of the next one.
+    let plain = Layer {
+        verity: None,
+        ..layer()
+    };
+    assert_eq!(place.build(plain).unwrap().hash_tree, None);
+    assert!(!place.path("out/guest.erofs.verity").exists());
 }
 
 #[test]
