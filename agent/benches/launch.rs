@@ -125,6 +125,7 @@ async fn by_launcher(engine: &Engine) {
         unshare: 0,
         new_user_namespace: false,
         cgroup_files: 0,
+        seccomp: None,
         process,
     };
     let request = Request {

@@ -16,6 +16,7 @@ pub mod observe;
 pub mod rpc;
 pub mod run;
 pub mod sandbox;
+pub mod seccomp;
 pub mod server;
 pub mod stdio;
 pub mod storage;

@@ -67,6 +67,7 @@ fn assemble(
         bundle,
         cgroup,
         capabilities: plan.process.capabilities.unwrap_or_default(),
+        seccomp: plan.seccomp,
         namespaces,
         init,
         table: Mutex::new(Table {
@@ -264,6 +265,7 @@ fn request<'a>(
             } else {
                 0
             },
+            seccomp: plan.seccomp.clone(),
             process: plan.process.clone(),
         },
         clone_flags: at_clone,

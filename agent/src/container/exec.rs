@@ -44,6 +44,7 @@ impl Container {
                 } else {
                     0
                 },
+                seccomp: self.seccomp.clone(),
                 process,
             },
             clone_flags: 0,

@@ -26,6 +26,7 @@ use crate::cgroup::{Cgroup, CgroupError, Cgroups};
 use crate::children::Children;
 use crate::launch::Launcher;
 use crate::launch::message::Report;
+use crate::seccomp::Program;
 use plan::process::Capabilities;
 use plan::{ContainerId, ExecId, Namespace};
 pub use process::Process;
@@ -148,6 +149,7 @@ pub struct Container {
     bundle: PathBuf,
     cgroup: Cgroup,
     capabilities: Capabilities,
+    seccomp: Option<Program>,
     /// Held by descriptor: they outlive the first process, and no recycled pid
     /// leads elsewhere.
     namespaces: Vec<(Namespace, Arc<OwnedFd>)>,

@@ -18,6 +18,8 @@ pub use id::{ContainerId, ExecId};
 pub use mount::{MountPlan, MountSource};
 pub use process::ProcessPlan;
 
+use crate::seccomp::Program;
+
 /// Why a request cannot become a plan. Every variant is the caller's mistake
 /// but [`PlanError::Unsupported`], which is our gap.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,9 @@ pub enum PlanError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A seccomp profile that cannot be compiled.
+    #[error(transparent)]
+    Seccomp(#[from] crate::seccomp::SeccompError),
     /// The wire's OCI specification does not convert.
     #[error(transparent)]
     Spec(#[from] protocols::convert::ConvertError),
@@ -73,6 +78,8 @@ pub enum Namespace {
     Pid,
     /// `CLONE_NEWCGROUP`
     Cgroup,
+    /// `CLONE_NEWTIME`
+    Time,
     /// `CLONE_NEWNS`
     Mount,
 }
@@ -81,13 +88,14 @@ impl Namespace {
     /// All kinds in the order in which they are joined: the user namespace
     /// first, since it owns the others, the mount namespace last, since it
     /// changes what every path means.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::User,
         Self::Ipc,
         Self::Uts,
         Self::Net,
         Self::Pid,
         Self::Cgroup,
+        Self::Time,
         Self::Mount,
     ];
 
@@ -101,6 +109,7 @@ impl Namespace {
             Self::Net => libc::CLONE_NEWNET,
             Self::Pid => libc::CLONE_NEWPID,
             Self::Cgroup => libc::CLONE_NEWCGROUP,
+            Self::Time => libc::CLONE_NEWTIME,
             Self::Mount => libc::CLONE_NEWNS,
         }) as u64
     }
@@ -115,6 +124,7 @@ impl Namespace {
             Self::Net => "net",
             Self::Pid => "pid",
             Self::Cgroup => "cgroup",
+            Self::Time => "time",
             Self::Mount => "mnt",
         }
     }
@@ -186,6 +196,47 @@ pub struct RootPlan {
     pub sysctls: Vec<(String, String)>,
 }
 
+/// One program to run at a point in the container's life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Absolute.
+    pub path: String,
+    /// The arguments, the first one being what the program is called.
+    pub args: Vec<String>,
+    /// `NAME=value`; all of its environment.
+    pub env: Vec<String>,
+    /// Seconds until it is killed.
+    pub timeout: u32,
+}
+
+/// The hooks of a container by kind (OCI runtime specification, "POSIX-platform Hooks").
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// In the guest, once the container's namespaces are there (deprecated by OCI).
+    pub prestart: Vec<Hook>,
+    /// In the guest, right after those.
+    pub create_runtime: Vec<Hook>,
+    /// In the container's namespaces, before the root is changed.
+    pub create_container: Vec<Hook>,
+    /// In the container, right before its program.
+    pub start_container: Vec<Hook>,
+    /// In the guest, after the program was started.
+    pub poststart: Vec<Hook>,
+    /// In the guest, after the container was removed.
+    pub poststop: Vec<Hook>,
+}
+
+/// The hooks that the child runs by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildHooks {
+    /// The container's OCI state without status and pid, which the child adds.
+    pub state: String,
+    /// See [`Hooks::create_container`].
+    pub create_container: Vec<Hook>,
+    /// See [`Hooks::start_container`].
+    pub start_container: Vec<Hook>,
+}
+
 /// What only a container's first process does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InitPlan {
@@ -193,6 +244,8 @@ pub struct InitPlan {
     pub hostname: Option<String>,
     /// For a new mount namespace; without one the guest's root is used.
     pub root: Option<RootPlan>,
+    /// Run by the child.
+    pub hooks: ChildHooks,
 }
 
 /// Everything a child needs to become a container's process. Its descriptors
@@ -212,6 +265,8 @@ pub struct ChildPlan {
     pub new_user_namespace: bool,
     /// Open `cgroup.procs` files to join by (cgroup v1).
     pub cgroup_files: u32,
+    /// The container's filter, for its execs too.
+    pub seccomp: Option<Program>,
     /// The program.
     pub process: ProcessPlan,
 }
@@ -233,6 +288,12 @@ pub struct ContainerPlan {
     pub cgroups_path: String,
     /// Limits.
     pub resources: Option<oci_spec::runtime::LinuxResources>,
+    /// Hooks of all kinds.
+    pub hooks: Hooks,
+    /// `annotations`, for the OCI state of hooks and for termination logs.
+    pub annotations: HashMap<String, String>,
+    /// `linux.seccomp`, compiled.
+    pub seccomp: Option<Program>,
     /// Hostname and root.
     pub init: InitPlan,
     /// The container's program.

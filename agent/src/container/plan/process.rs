@@ -63,6 +63,10 @@ pub struct ProcessPlan {
     pub terminal: bool,
     /// Rows and columns of a new terminal.
     pub console_size: Option<(u16, u16)>,
+    /// SELinux context to execute in.
+    pub selinux_label: Option<String>,
+    /// AppArmor profile to execute under.
+    pub apparmor_profile: Option<String>,
 }
 
 /// Checks an OCI process.
@@ -77,13 +81,7 @@ pub fn plan(process: &oci::Process) -> Result<ProcessPlan, PlanError> {
     let env = process.env().clone().unwrap_or_default();
     refuse_nul("process.args", &args)?;
     refuse_nul("process.env", &env)?;
-    if process
-        .selinux_label()
-        .as_deref()
-        .is_some_and(|label| !label.is_empty())
-    {
-        return Err(PlanError::Unsupported("process.selinuxLabel is"));
-    }
+    let label = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let user = process.user();
     Ok(ProcessPlan {
         args,
@@ -108,6 +106,8 @@ pub fn plan(process: &oci::Process) -> Result<ProcessPlan, PlanError> {
         console_size: process
             .console_size()
             .map(|size| (clamp(size.height()), clamp(size.width()))),
+        selinux_label: label(process.selinux_label()),
+        apparmor_profile: label(process.apparmor_profile()),
     })
 }
 

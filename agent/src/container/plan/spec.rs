@@ -10,10 +10,11 @@ use oci_spec::runtime as oci;
 use super::id::shorten;
 use super::mount::plan_destination;
 use super::{
-    ContainerId, ContainerPlan, DevicePlan, IdMap, InitPlan, Namespace, NamespaceSource,
-    Namespaces, PlanError, RootPlan, mount, process,
+    ChildHooks, ContainerId, ContainerPlan, DevicePlan, Hook, Hooks, IdMap, InitPlan, Namespace,
+    NamespaceSource, Namespaces, PlanError, RootPlan, mount, process,
 };
 use crate::mount_options::propagation_flag;
+use crate::seccomp;
 
 /// Annotations under which containerd and CRI-O give the container's name.
 const NAME_ANNOTATIONS: [&str; 2] = [
@@ -41,7 +42,7 @@ pub fn plan(
         .process()
         .as_ref()
         .ok_or(PlanError::Missing("OCI.Process"))?;
-    refuse_gaps(spec, linux)?;
+    refuse_gaps(linux)?;
     let namespaces = namespaces(linux, shares_pid)?;
     let hostname = spec.hostname().clone().filter(|name| !name.is_empty());
     require(
@@ -73,7 +74,11 @@ pub fn plan(
             .unwrap_or_default()
             .to_owned(),
         resources: linux.resources().clone(),
+        hooks: hooks(spec),
+        annotations: spec.annotations().clone().unwrap_or_default(),
+        seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
         init: InitPlan {
+            hooks: ChildHooks::default(),
             hostname: hostname
                 .filter(|_| namespaces.get(&Namespace::Uts) == Some(&NamespaceSource::New)),
             root: namespaces.contains_key(&Namespace::Mount).then_some(root),
@@ -85,10 +90,7 @@ pub fn plan(
 
 /// What must not be left out silently, because leaving it out weakens the
 /// container or breaks its owner's expectation.
-fn refuse_gaps(spec: &oci::Spec, linux: &oci::Linux) -> Result<(), PlanError> {
-    if linux.seccomp().is_some() {
-        return Err(PlanError::Unsupported("linux.seccomp is"));
-    }
+fn refuse_gaps(linux: &oci::Linux) -> Result<(), PlanError> {
     if linux
         .mount_label()
         .as_deref()
@@ -96,22 +98,36 @@ fn refuse_gaps(spec: &oci::Spec, linux: &oci::Linux) -> Result<(), PlanError> {
     {
         return Err(PlanError::Unsupported("linux.mountLabel is"));
     }
-    let hooks = spec.hooks().as_ref();
-    let any = hooks.is_some_and(|hooks| {
-        [
-            hooks.create_runtime(),
-            hooks.create_container(),
-            hooks.start_container(),
-            hooks.poststart(),
-            hooks.poststop(),
-        ]
-        .into_iter()
-        .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
-    });
-    if any {
-        Err(PlanError::Unsupported("hooks are"))
-    } else {
-        Ok(())
+    Ok(())
+}
+
+fn hooks(spec: &oci::Spec) -> Hooks {
+    let list = |hooks: &Option<Vec<oci::Hook>>| hooks.iter().flatten().map(hook).collect();
+    let Some(hooks) = spec.hooks() else {
+        return Hooks::default();
+    };
+    #[allow(deprecated, reason = "hosts may still send prestart hooks")]
+    let prestart = list(hooks.prestart());
+    Hooks {
+        prestart,
+        create_runtime: list(hooks.create_runtime()),
+        create_container: list(hooks.create_container()),
+        start_container: list(hooks.start_container()),
+        poststart: list(hooks.poststart()),
+        poststop: list(hooks.poststop()),
+    }
+}
+
+/// How long a hook may take that has no limit of its own, in seconds.
+const HOOK_TIMEOUT: i64 = 10;
+
+fn hook(hook: &oci::Hook) -> Hook {
+    Hook {
+        path: hook.path().to_string_lossy().into_owned(),
+        args: hook.args().clone().unwrap_or_default(),
+        env: hook.env().clone().unwrap_or_default(),
+        timeout: u32::try_from(hook.timeout().filter(|&t| t > 0).unwrap_or(HOOK_TIMEOUT))
+            .unwrap_or(u32::MAX),
     }
 }
 
@@ -186,7 +202,7 @@ fn kind(typ: oci::LinuxNamespaceType) -> Result<Namespace, PlanError> {
         Type::Pid => Namespace::Pid,
         Type::Cgroup => Namespace::Cgroup,
         Type::Mount => Namespace::Mount,
-        Type::Time => return Err(PlanError::Unsupported("A time namespace is")),
+        Type::Time => Namespace::Time,
     })
 }
 
