@@ -26,6 +26,8 @@ pub fn details(
         version: PROTOCOL_VERSION.to_owned(),
         init_daemon: is_init,
         storage_handlers: storage::drivers().map(str::to_owned).collect(),
+        supports_seccomp: true,
+        extra_features: vec!["seccomp".to_owned()],
         ..Default::default()
     })
     .into();

@@ -82,12 +82,6 @@ pub fn import(get: &dyn Fn(&str) -> Option<String>) -> Result<Imported, Osbuilde
     env.base(&mut imported)?;
     env.image(&mut imported)?;
     env.modules(&mut imported);
-    if env.get("SECCOMP").is_some_and(|value| value != "no") {
-        imported.notes.push(
-            "SECCOMP: the agent applies no profiles yet; set disable_guest_seccomp = true in Kata's configuration"
-                .to_owned(),
-        );
-    }
     for (variable, why) in NOT_NEEDED {
         if env.get(variable).is_some() {
             imported

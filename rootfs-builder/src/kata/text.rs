@@ -65,9 +65,6 @@ pub fn drop_in(request: &Request, facts: &Facts) -> Result<String, KataError> {
         let words = string(&facts.words.join(" "));
         line(&mut text, &format!("kernel_params = {words}"));
     }
-    text.push_str(
-        "\n[runtime]\n# The agent applies no seccomp profiles yet.\ndisable_guest_seccomp = true\n",
-    );
     Ok(text)
 }
 

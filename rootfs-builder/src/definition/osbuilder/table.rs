@@ -7,6 +7,7 @@ pub const NOT_NEEDED: &[(&str, &str)] = &[
     ("USE_PODMAN", "no container is needed"),
     ("DOCKER_RUNTIME", "no container is needed"),
     ("IMAGE_REGISTRY", "no container is needed"),
+    ("SECCOMP", "the agent always applies profiles"),
     (
         "NSDAX_BIN",
         "the header for DAX is written by the builder itself",
