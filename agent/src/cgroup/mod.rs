@@ -6,12 +6,18 @@
 //! Making and removing a group are on the way of every container, so the usual
 //! case of version 2 costs one system call for each.
 
+mod devices;
 mod hierarchy;
 mod limits;
+mod oom;
 mod path;
+mod stats;
 mod v1;
 mod v2;
+mod wait;
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -23,11 +29,14 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use nix::unistd::Pid;
+use nix::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::LinuxResources;
 
 use hierarchy::Hierarchy;
+use limits::{Absent, Setting};
+pub use oom::OomWatch;
 pub use path::CgroupPath;
+pub use stats::{Cpu, Io, IoEntry, Memory, Pids, Stats, Usage};
 
 /// Where the cgroup file systems are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -67,7 +76,7 @@ pub enum CgroupError {
         /// Below the root of the hierarchy.
         path: String,
         /// The control file.
-        file: &'static str,
+        file: Cow<'static, str>,
         /// As it was written.
         value: String,
         /// The kernel's reason.
@@ -79,7 +88,28 @@ pub enum CgroupError {
         /// Such as `memory`.
         controller: &'static str,
         /// The control file.
-        file: &'static str,
+        file: Cow<'static, str>,
+    },
+    /// The kernel does not take the program that keeps device rules on v2.
+    #[error(
+        "Device rules of cgroup {path}: the kernel does not {step} the program, \
+         which takes its options CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF"
+    )]
+    Program {
+        /// Below the root of the hierarchy.
+        path: String,
+        /// `load`, `attach`, …
+        step: &'static str,
+        /// The kernel's reason.
+        source: Errno,
+    },
+    /// Some limits are in force, the next one is not, nor what follows it.
+    #[error("Only some limits are applied ({applied})")]
+    Partly {
+        /// The files written, in order.
+        applied: String,
+        /// Why no more.
+        source: Box<CgroupError>,
     },
     /// A step in the life of the group failed.
     #[error("Cgroup {path}: {step} failed")]
@@ -99,7 +129,8 @@ impl CgroupError {
         match self {
             Self::Path { .. } | Self::InUse { .. } | Self::Value { .. } => true,
             Self::Limit { source, .. } => matches!(source, Errno::EINVAL | Errno::ERANGE),
-            Self::Controller { .. } | Self::Step { .. } => false,
+            Self::Partly { source, .. } => source.is_bad_input(),
+            Self::Controller { .. } | Self::Program { .. } | Self::Step { .. } => false,
         }
     }
 }
@@ -129,6 +160,7 @@ pub struct Cgroups(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     layout: Layout,
+    devices: devices::Shared,
     /// The groups above containers. Held only over a few calls on cgroup
     /// files, which wait for nobody.
     parents: Mutex<HashMap<String, Parent>>,
@@ -175,6 +207,7 @@ impl Cgroups {
         };
         Self(Arc::new(Inner {
             layout,
+            devices: devices::Shared::default(),
             parents: Mutex::default(),
         }))
     }
@@ -206,18 +239,19 @@ impl Cgroups {
     /// [`CgroupError::Step`] when the kernel refuses. Nothing is left then.
     pub fn create(&self, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
         self.hold_parents(path);
-        let made = self.make_parents(path, false);
-        let created = match made.and_then(|()| self.make_leaf(path)) {
+        let created = self.make(path, false);
+        let created = match created {
             // Somebody else removed the parents: make them again, once.
-            Err(Errno::ENOENT) => {
-                let made = self.make_parents(path, true);
-                made.and_then(|()| self.make_leaf(path))
-            }
+            Err(CgroupError::Step {
+                source: Errno::ENOENT,
+                ..
+            }) => self.make(path, true),
             other => other,
         };
         let group = Cgroup {
             cgroups: self.clone(),
             path: path.clone(),
+            devices: Mutex::default(),
             removed: AtomicBool::new(false),
         };
         let error = match created {
@@ -230,7 +264,7 @@ impl Cgroups {
                 },
                 Err(error) => error,
             },
-            Err(source) => step_failed(path.as_str(), "create", source),
+            Err(error) => error,
         };
         self.release_parents(path);
         Err(error)
@@ -240,6 +274,13 @@ impl Cgroups {
         // Every change below is complete before anything can panic.
         let parents = self.0.parents.lock();
         parents.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the group and those above it; `false` when it was there.
+    fn make(&self, path: &CgroupPath, again: bool) -> Result<bool, CgroupError> {
+        self.make_parents(path, again)?;
+        let made = self.make_leaf(path);
+        made.map_err(|source| step_failed(path.as_str(), "create", source))
     }
 
     /// Counts a container in at each group above it.
@@ -261,7 +302,8 @@ impl Cgroups {
 
     /// Makes the groups above a held container that are not ready yet (or all
     /// of them), and has each pass its controllers on.
-    fn make_parents(&self, path: &CgroupPath, again: bool) -> nix::Result<()> {
+    fn make_parents(&self, path: &CgroupPath, again: bool) -> Result<(), CgroupError> {
+        let failed = |source| step_failed(path.as_str(), "create", source);
         let mut parents = self.parents();
         let root = parents.entry(String::new()).or_default();
         if let Layout::V2(unified) = &self.0.layout
@@ -270,25 +312,35 @@ impl Cgroups {
             unified.delegate("");
         }
         root.ready = true;
+        let mut guarded = false;
         for group in path.ancestors() {
             let Some(parent) = parents.get_mut(group) else {
                 continue;
             };
-            if parent.ready && !again {
-                continue;
-            }
-            parent.ours |= match &self.0.layout {
-                Layout::V1(split) => split.mkdir(group)?,
-                Layout::V2(unified) => {
-                    let made = unified.hierarchy.mkdir(group)?;
-                    unified.delegate(group);
-                    made
+            if !parent.ready || again {
+                let made = self.make_parent(group).map_err(failed)?;
+                parent.ours |= made;
+                // Made now, or by an attempt that came no further.
+                if parent.ours && !guarded && (made || !parent.ready) {
+                    self.guard(group)?;
                 }
-                Layout::None => false,
-            };
-            parent.ready = true;
+                parent.ready = true;
+            }
+            guarded |= parent.ours;
         }
         Ok(())
+    }
+
+    fn make_parent(&self, group: &str) -> nix::Result<bool> {
+        match &self.0.layout {
+            Layout::V1(split) => split.mkdir(group),
+            Layout::V2(unified) => {
+                let made = unified.hierarchy.mkdir(group)?;
+                unified.delegate(group);
+                Ok(made)
+            }
+            Layout::None => Ok(false),
+        }
     }
 
     fn make_leaf(&self, path: &CgroupPath) -> nix::Result<bool> {
@@ -337,6 +389,8 @@ impl Cgroups {
 pub struct Cgroup {
     cgroups: Cgroups,
     path: CgroupPath,
+    /// The device rules it was given.
+    devices: Mutex<Option<devices::Applied>>,
     /// Counted out at the groups above, which must happen once.
     removed: AtomicBool,
 }
@@ -347,8 +401,8 @@ impl Cgroup {
         self.path.as_str()
     }
 
-    /// What a new process needs to start inside the group. On v2 that is the
-    /// child `init` when the container made one (nested delegation).
+    /// What a new process needs to start inside the group. On v2 that is a child
+    /// of it once the container gives its controllers on (nested delegation).
     ///
     /// # Errors
     /// [`CgroupError::Step`] when the group is gone.
@@ -362,25 +416,39 @@ impl Cgroup {
         .map_err(|e| self.failed("join", e))
     }
 
-    /// Applies limits, at creation and at an update alike; absent ones stay as
-    /// they are. What is applied, and what is not yet, is in `limits`.
+    /// Applies limits and device rules, at creation and at an update alike;
+    /// absent ones stay as they are.
     ///
     /// # Errors
-    /// [`CgroupError::Value`] and [`CgroupError::Limit`] for values that
-    /// cannot be, [`CgroupError::Controller`] when the kernel cannot keep a limit.
+    /// [`CgroupError::Value`] for values that cannot be, before anything is
+    /// applied; [`CgroupError::Limit`] and [`CgroupError::Controller`] when the
+    /// kernel refuses one, within [`CgroupError::Partly`] if others are in force by then.
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        let unapplied = limits::unapplied(resources);
-        if !unapplied.is_empty() {
-            debug!("Cgroup /{}: not applied: {unapplied:?}", self.path);
-        }
+        let done = Done::default();
+        let limited = self.apply_limits(resources, &done);
+        let result = limited.and_then(|()| match resources.devices() {
+            Some(rules) => self.restrict_devices(rules),
+            None => Ok(()),
+        });
+        let applied = done.0.into_inner().join(", ");
+        result.map_err(|error| match applied.is_empty() {
+            true => error,
+            false => CgroupError::Partly {
+                applied,
+                source: Box::new(error),
+            },
+        })
+    }
+
+    fn apply_limits(&self, resources: &LinuxResources, done: &Done) -> Result<(), CgroupError> {
         let group = self.path();
         match &self.cgroups.0.layout {
-            Layout::V1(split) => split.apply(group, resources),
-            Layout::V2(unified) => unified.apply(group, resources),
-            Layout::None => match limits::v2(resources)?.first() {
+            Layout::V1(split) => split.apply(group, resources, done),
+            Layout::V2(unified) => unified.apply(group, resources, done),
+            Layout::None => match limits::v2(resources, &|_, _| None)?.first() {
                 None => Ok(()),
                 Some(limit) => {
-                    let file = limit.file;
+                    let file = &limit.file;
                     warn!("Container {group} runs without {file} and other limits: no cgroups");
                     Ok(())
                 }
@@ -447,6 +515,33 @@ impl Cgroup {
         .map_err(|e| self.failed("thaw", e))
     }
 
+    /// Whether the processes are stopped, or are to be (v2; v1 says so when they are).
+    ///
+    /// # Errors
+    /// [`CgroupError::Step`], with `EOPNOTSUPP` when there is no freezer.
+    pub fn is_frozen(&self) -> Result<bool, CgroupError> {
+        match &self.cgroups.0.layout {
+            Layout::V1(split) => split.is_frozen(self.path()),
+            Layout::V2(unified) => unified.is_frozen(self.path()),
+            Layout::None => Err(Errno::EOPNOTSUPP),
+        }
+        .map_err(|e| self.failed("look at", e))
+    }
+
+    /// Lets somebody make groups below this one and move its processes there:
+    /// the root of a container with a user namespace, for a systemd or a container
+    /// engine in it. On v1, which cannot be shared safely, nothing is given away.
+    ///
+    /// # Errors
+    /// [`CgroupError::Step`].
+    pub fn delegate_to(&self, uid: Uid, gid: Gid) -> Result<(), CgroupError> {
+        match &self.cgroups.0.layout {
+            Layout::V2(unified) => unified.delegate_to(self.path(), uid, gid),
+            Layout::V1(_) | Layout::None => Ok(()),
+        }
+        .map_err(|e| self.failed("delegate", e))
+    }
+
     /// Removes the group with what the container made below it, and the groups
     /// above it that were made for it and are empty now. Does not wait: `false`
     /// says that something still runs in it, and the call may be repeated.
@@ -502,6 +597,51 @@ fn step_failed(path: &str, step: &'static str, source: Errno) -> CgroupError {
         path: path.to_owned(),
         step,
         source,
+    }
+}
+
+/// The control files that have taken their values, for the error about one that has not.
+#[derive(Debug, Default)]
+struct Done(RefCell<Vec<Cow<'static, str>>>);
+
+impl Done {
+    fn note(&self, file: Cow<'static, str>) {
+        self.0.borrow_mut().push(file);
+    }
+}
+
+/// Writes one value, and decides what it means if the kernel has no place for it.
+fn write_setting(
+    hierarchy: Option<&Hierarchy>,
+    group: &str,
+    setting: Setting,
+    done: &Done,
+) -> Result<(), CgroupError> {
+    let Setting { file, value, .. } = setting;
+    // A controller that is not mounted has no files.
+    let result = hierarchy.map_or(Err(Errno::ENOENT), |h| h.write(group, &file, &value));
+    let Err(source) = result else {
+        done.note(file);
+        return Ok(());
+    };
+    match (setting.absent, source) {
+        (Absent::Ignored, Errno::ENOENT) => Ok(()),
+        (Absent::Warns, _)
+        | (Absent::Lacks, Errno::ENOENT)
+        | (Absent::NoDevice, Errno::ENODEV | Errno::ENXIO) => {
+            warn!("Cgroup /{group} goes without {file} = {value}: {source}");
+            Ok(())
+        }
+        (_, Errno::ENOENT) => Err(CgroupError::Controller {
+            controller: setting.controller,
+            file,
+        }),
+        _ => Err(CgroupError::Limit {
+            path: group.to_owned(),
+            file,
+            value,
+            source,
+        }),
     }
 }
 

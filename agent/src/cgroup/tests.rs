@@ -12,11 +12,11 @@ use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPids};
 use super::*;
 
 /// A mounted version 2 hierarchy, alone or beside version 1.
-fn unified() -> Option<Cgroups> {
+pub(super) fn unified() -> Option<Cgroups> {
     usable(&["/sys/fs/cgroup", "/sys/fs/cgroup/unified"], Version::V2)
 }
 
-fn split() -> Option<Cgroups> {
+pub(super) fn split() -> Option<Cgroups> {
     usable(&["/sys/fs/cgroup"], Version::V1)
 }
 
@@ -33,19 +33,19 @@ fn usable(roots: &[&str], version: Version) -> Option<Cgroups> {
 }
 
 /// A path no other test uses, below a pod of its own.
-fn path(name: &str) -> CgroupPath {
+pub(super) fn path(name: &str) -> CgroupPath {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let pod = format!("/keelson-test-{}-{n}/{name}", std::process::id());
     CgroupPath::parse(&pod, "unused").unwrap()
 }
 
-fn soon() -> Instant {
+pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
 /// Starts a process and puts it into the group the way its child would.
-fn start(group: &Cgroup) -> Child {
+pub(super) fn start(group: &Cgroup) -> Child {
     let child = Command::new("sleep").arg("1000").spawn().unwrap();
     let pid = child.id().to_string();
     match group.join().unwrap() {
@@ -122,7 +122,7 @@ fn groups_made_inside_go_too(cgroups: &Cgroups, root: &Path) {
     assert!(!root.join(group.path()).exists());
 }
 
-fn root_of(cgroups: &Cgroups) -> PathBuf {
+pub(super) fn root_of(cgroups: &Cgroups) -> PathBuf {
     let roots = match cgroups.version() {
         Version::V1 => ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"],
         _ => ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"],
@@ -184,6 +184,109 @@ fn fresh_processes_go_to_the_init_leaf() {
     group.kill().unwrap();
     assert!(group.wait_empty(soon()).unwrap());
     child.wait().unwrap();
+    assert!(group.try_remove().unwrap());
+}
+
+/// As a systemd leaves it: no process may be in the group itself.
+#[test]
+fn a_group_that_gives_its_controllers_on_gets_a_leaf() {
+    for leaf in ["init", "init.scope"] {
+        let Some(cgroups) = unified() else { return };
+        let group = cgroups.create(&path("c1")).unwrap();
+        let dir = root_of(&cgroups).join(group.path());
+        let controllers = std::fs::read_to_string(dir.join("cgroup.controllers")).unwrap();
+        let Some(one) = controllers.split_ascii_whitespace().next() else {
+            // A hybrid hierarchy has no controllers to give on; the VM's has.
+            assert!(group.try_remove().unwrap());
+            return;
+        };
+        if leaf == "init.scope" {
+            std::fs::create_dir(dir.join(leaf)).unwrap();
+        }
+        std::fs::write(dir.join("cgroup.subtree_control"), format!("+{one}")).unwrap();
+        let mut child = start(&group);
+        let inside = std::fs::read_to_string(dir.join(leaf).join("cgroup.procs")).unwrap();
+        assert_eq!(inside.trim_end(), child.id().to_string());
+        group.kill().unwrap();
+        assert!(group.wait_empty(soon()).unwrap());
+        child.wait().unwrap();
+        assert!(group.try_remove().unwrap());
+    }
+}
+
+#[test]
+fn a_delegatee_gets_the_group_and_three_files() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(cgroups) = unified() else { return };
+    let group = cgroups.create(&path("c1")).unwrap();
+    let dir = root_of(&cgroups).join(group.path());
+    group
+        .delegate_to(Uid::from_raw(1234), Gid::from_raw(4321))
+        .unwrap();
+    let owner = |file: &str| {
+        let facts = dir.join(file).metadata().unwrap();
+        (facts.uid(), facts.gid())
+    };
+    for file in [
+        "",
+        "cgroup.procs",
+        "cgroup.subtree_control",
+        "cgroup.threads",
+    ] {
+        assert_eq!(owner(file), (1234, 4321), "{file}");
+    }
+    assert_eq!(owner("cgroup.freeze"), (0, 0));
+    assert!(group.try_remove().unwrap());
+}
+
+/// A container engine inside may have paused a container of its own.
+#[test]
+fn bug_a_group_that_was_frozen_inside_dies() {
+    for cgroups in [unified(), split()].into_iter().flatten() {
+        let group = cgroups.create(&path("c1")).unwrap();
+        let inner = format!("{}/inner", group.path());
+        let hierarchy = match &cgroups.0.layout {
+            Layout::V1(split) => split.hierarchy_of("freezer").unwrap(),
+            Layout::V2(unified) => &unified.hierarchy,
+            Layout::None => unreachable!(),
+        };
+        let mut child = start(&group);
+        hierarchy.mkdir(&inner).unwrap();
+        let pid = child.id().to_string();
+        hierarchy.write(&inner, "cgroup.procs", &pid).unwrap();
+        match cgroups.version() {
+            Version::V1 => hierarchy.write(&inner, "freezer.state", "FROZEN").unwrap(),
+            _ => hierarchy.write(&inner, "cgroup.freeze", "1").unwrap(),
+        }
+        assert!(!group.is_frozen().unwrap());
+        group.freeze(soon()).unwrap();
+        assert!(group.is_frozen().unwrap());
+        group.kill().unwrap();
+        assert!(group.wait_empty(soon()).unwrap());
+        child.wait().unwrap();
+        assert!(group.try_remove().unwrap());
+    }
+}
+
+#[test]
+fn what_was_applied_before_a_failure_is_said() {
+    let Some(cgroups) = split() else { return };
+    let group = cgroups.create(&path("c1")).unwrap();
+    let cpu = LinuxCpuBuilder::default().shares(7u64).mems("77777");
+    let mut pids = LinuxPids::default();
+    pids.set_limit(17);
+    let mut resources = LinuxResources::default();
+    resources
+        .set_cpu(Some(cpu.build().unwrap()))
+        .set_pids(Some(pids));
+    // Nothing before the memory nodes: the error is theirs alone.
+    let error = group.apply(&resources).unwrap_err();
+    assert!(matches!(error, CgroupError::Limit { .. }), "{error}");
+    let cpu = LinuxCpuBuilder::default().shares(7u64).quota(1i64);
+    resources.set_cpu(Some(cpu.build().unwrap()));
+    let error = group.apply(&resources).unwrap_err();
+    assert!(error.to_string().contains("cpu.shares"), "{error}");
+    assert!(error.is_bad_input());
     assert!(group.try_remove().unwrap());
 }
 

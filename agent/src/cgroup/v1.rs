@@ -24,8 +24,8 @@ use nix::sys::statfs::{CGROUP_SUPER_MAGIC, statfs};
 use oci_spec::runtime::LinuxResources;
 
 use super::hierarchy::{Hierarchy, errno, time_left};
-use super::limits::{self, Absent, V1};
-use super::{CgroupError, signal_all};
+use super::limits::{self, Absent, Setting, V1};
+use super::{CgroupError, Done, signal_all, write_setting};
 
 /// How long to wait between two looks at a v1 freezer, which reports nothing.
 const FREEZER_STEP: Duration = Duration::from_millis(1);
@@ -85,6 +85,11 @@ impl Split {
         self.mounts.iter().find(|mount| mount.carries(controller))
     }
 
+    /// The hierarchy of a controller.
+    pub(super) fn hierarchy_of(&self, controller: &str) -> Option<&Hierarchy> {
+        self.carrier(controller).map(|mount| &mount.hierarchy)
+    }
+
     /// Makes `group` in every hierarchy; `false` when all had it already.
     pub(super) fn mkdir(&self, group: &str) -> nix::Result<bool> {
         let mut made = false;
@@ -109,11 +114,20 @@ impl Split {
         self.mounts.iter().map(open).collect()
     }
 
-    pub(super) fn apply(&self, group: &str, resources: &LinuxResources) -> Result<(), CgroupError> {
-        let limits = limits::v1(resources)?;
-        self.apply_cpuset(group, &limits)?;
-        self.apply_cpu(group, &limits)?;
-        self.apply_memory(group, &limits)?;
+    pub(super) fn apply(
+        &self,
+        group: &str,
+        resources: &LinuxResources,
+        done: &Done,
+    ) -> Result<(), CgroupError> {
+        let in_force = |controller: &'static str, file: &str| {
+            let hierarchy = self.hierarchy_of(controller)?;
+            hierarchy.read(group, file).ok()
+        };
+        let limits = limits::v1(resources, &in_force)?;
+        self.apply_cpuset(group, &limits, done)?;
+        self.apply_cpu(group, &limits, done)?;
+        self.apply_memory(group, &limits, done)?;
         if let Some(limit) = limits.pids {
             let limit = match limit {
                 limit if limit > 0 => MaxValue::Value(limit),
@@ -121,12 +135,35 @@ impl Split {
             };
             let controller = PidController::new(self.dir(group, "pids")?, PathBuf::new(), false);
             let result = controller.set_pid_max(limit);
-            check(group, "pids.max", limit, Absent::Fails, result)?;
+            check(group, "pids.max", limit, Absent::Fails, result, done)?;
         }
-        Ok(())
+        self.apply_rest(group, limits.rest, done)
     }
 
-    fn apply_cpuset(&self, group: &str, limits: &V1) -> Result<(), CgroupError> {
+    /// What the kernel's files are written for without a library: `cgroups-rs`
+    /// gives a device the weight of all, and hides most errors.
+    fn apply_rest(&self, group: &str, rest: Vec<Setting>, done: &Done) -> Result<(), CgroupError> {
+        let write = |setting: Setting| {
+            write_setting(self.hierarchy_of(setting.controller), group, setting, done)
+        };
+        let mut late: Option<Setting> = None;
+        for setting in rest {
+            let again = setting.may_wait.then(|| setting.clone());
+            match (write(setting), again) {
+                (Err(error), Some(again)) if error.is_bad_input() => {
+                    late = Some(again);
+                    continue;
+                }
+                (result, _) => result?,
+            }
+            if let Some(late) = late.take() {
+                write(late)?;
+            }
+        }
+        late.map_or(Ok(()), write)
+    }
+
+    fn apply_cpuset(&self, group: &str, limits: &V1, done: &Done) -> Result<(), CgroupError> {
         if limits.cpus.is_none() && limits.mems.is_none() {
             return Ok(());
         }
@@ -135,27 +172,34 @@ impl Split {
         if let Some(cpus) = &limits.cpus {
             // Placement only: hosts send CPU numbers that a guest may not have.
             let result = controller.set_cpus(cpus);
-            check(group, "cpuset.cpus", cpus, Absent::Warns, result)?;
+            check(group, "cpuset.cpus", cpus, Absent::Warns, result, done)?;
         }
         if let Some(mems) = &limits.mems {
             let result = controller.set_mems(mems);
-            check(group, "cpuset.mems", mems, Absent::Fails, result)?;
+            check(group, "cpuset.mems", mems, Absent::Fails, result, done)?;
         }
         Ok(())
     }
 
-    fn apply_cpu(&self, group: &str, limits: &V1) -> Result<(), CgroupError> {
+    fn apply_cpu(&self, group: &str, limits: &V1, done: &Done) -> Result<(), CgroupError> {
         if limits.shares.is_none() && limits.period.is_none() && limits.quota.is_none() {
             return Ok(());
         }
         let controller = CpuController::new(self.dir(group, "cpu")?, PathBuf::new(), false);
         if let Some(shares) = limits.shares {
             let result = controller.set_shares(shares);
-            check(group, "cpu.shares", shares, Absent::Warns, result)?;
+            check(group, "cpu.shares", shares, Absent::Warns, result, done)?;
         }
         let set_period = |period| {
             let result = controller.set_cfs_period(period);
-            check(group, "cpu.cfs_period_us", period, Absent::Fails, result)
+            check(
+                group,
+                "cpu.cfs_period_us",
+                period,
+                Absent::Fails,
+                result,
+                done,
+            )
         };
         // The ratio of the two must fit the parent's at every moment: where
         // the period may not go first, it goes last.
@@ -170,12 +214,19 @@ impl Split {
         }
         if let Some(quota) = limits.quota {
             let result = controller.set_cfs_quota(quota);
-            check(group, "cpu.cfs_quota_us", quota, Absent::Fails, result)?;
+            check(
+                group,
+                "cpu.cfs_quota_us",
+                quota,
+                Absent::Fails,
+                result,
+                done,
+            )?;
         }
         late.map_or(Ok(()), set_period)
     }
 
-    fn apply_memory(&self, group: &str, limits: &V1) -> Result<(), CgroupError> {
+    fn apply_memory(&self, group: &str, limits: &V1, done: &Done) -> Result<(), CgroupError> {
         if limits.memory.is_none() && limits.memory_and_swap.is_none() && limits.soft.is_none() {
             return Ok(());
         }
@@ -184,12 +235,19 @@ impl Split {
         let controller = MemController::new(dir, PathBuf::new(), false);
         let set_memory = |limit| {
             let result = controller.set_limit(limit);
-            check(group, "memory.limit_in_bytes", limit, Absent::Fails, result)
+            check(
+                group,
+                "memory.limit_in_bytes",
+                limit,
+                Absent::Fails,
+                result,
+                done,
+            )
         };
         let set_both = |limit| {
             let file = "memory.memsw.limit_in_bytes";
             let result = controller.set_memswap_limit(limit);
-            check(group, file, limit, Absent::Fails, result)
+            check(group, file, limit, Absent::Fails, result, done)
         };
         let both = limits.memory_and_swap.filter(|_| counts_swap);
         match (limits.memory, both) {
@@ -214,6 +272,7 @@ impl Split {
                 soft,
                 Absent::Warns,
                 result,
+                done,
             )?;
         }
         Ok(())
@@ -222,7 +281,7 @@ impl Split {
     fn dir(&self, group: &str, controller: &'static str) -> Result<PathBuf, CgroupError> {
         let mount = self.carrier(controller).ok_or(CgroupError::Controller {
             controller,
-            file: controller,
+            file: controller.into(),
         })?;
         Ok(mount.path.join(group))
     }
@@ -237,7 +296,7 @@ impl Split {
             debug!("Cgroup /{group} is killed without being frozen: {error}");
         }
         let killed = signal_all(&main.hierarchy, group);
-        match self.thaw(group) {
+        match self.thaw_all(group) {
             Err(Errno::ENOENT | Errno::EOPNOTSUPP) => {}
             other => other?,
         }
@@ -252,6 +311,31 @@ impl Split {
     pub(super) fn thaw(&self, group: &str) -> nix::Result<()> {
         let mount = self.carrier("freezer").ok_or(Errno::EOPNOTSUPP)?;
         mount.hierarchy.write(group, "freezer.state", "THAWED")
+    }
+
+    /// The group and those that the container made and froze below it.
+    fn thaw_all(&self, group: &str) -> nix::Result<()> {
+        let mount = self.carrier("freezer").ok_or(Errno::EOPNOTSUPP)?;
+        for group in mount.hierarchy.tree(group)? {
+            match mount.hierarchy.write(&group, "freezer.state", "THAWED") {
+                Err(Errno::ENOENT | Errno::ENODEV) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_frozen(&self, group: &str) -> nix::Result<bool> {
+        let mount = self.carrier("freezer").ok_or(Errno::EOPNOTSUPP)?;
+        let state = mount.hierarchy.read(group, "freezer.state")?;
+        Ok(state.trim_end() == "FROZEN")
+    }
+
+    /// Moves a process out of whatever freezer group it is in.
+    pub(super) fn leave_freezer(&self, pid: nix::unistd::Pid) -> nix::Result<()> {
+        let mount = self.carrier("freezer").ok_or(Errno::EOPNOTSUPP)?;
+        let pid = pid.to_string();
+        mount.hierarchy.write("", "cgroup.procs", &pid)
     }
 
     /// The v1 freezer sends no event: what it says is read until it is true.
@@ -330,8 +414,10 @@ fn check(
     value: impl Display,
     absent: Absent,
     result: cgroups_rs::fs::error::Result<()>,
+    done: &Done,
 ) -> Result<(), CgroupError> {
     let Err(error) = result else {
+        done.note(file.into());
         return Ok(());
     };
     let cause = error.source().and_then(|e| e.downcast_ref::<io::Error>());
@@ -344,7 +430,7 @@ fn check(
     }
     Err(CgroupError::Limit {
         path: group.to_owned(),
-        file,
+        file: file.into(),
         value: value.to_string(),
         source,
     })

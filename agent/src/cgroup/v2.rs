@@ -7,18 +7,22 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Instant;
 
-use log::{debug, warn};
+use log::debug;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::unistd::{Gid, Uid, fchownat};
 use oci_spec::runtime::LinuxResources;
 
 use super::hierarchy::Hierarchy;
-use super::limits::{self, Absent, Setting};
-use super::{CgroupError, signal_all};
+use super::limits::{self, Setting};
+use super::{CgroupError, Done, signal_all, write_setting};
 
 /// The controllers containers get. The others (rdma, misc, …) have no OCI limit
 /// that is applied, and each one enabled makes every group dearer to make.
 const DELEGATED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
+
+/// What a delegatee writes to in the group that it is given.
+const DELEGATED_FILES: [&str; 3] = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"];
 
 /// The cgroup2 mount.
 #[derive(Debug)]
@@ -63,50 +67,94 @@ impl Unified {
 
     /// The group a new process of the container goes to. A group that gives
     /// its controllers on (a systemd or a container engine inside) may hold no
-    /// processes itself; such containers keep theirs in the child `init`.
+    /// processes itself; such containers keep theirs in a group below: `init`,
+    /// which is made if need be, or the one of systemd.
     pub(super) fn join(&self, group: &str) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        match self.hierarchy.open_at(group, "init", flags) {
-            Err(Errno::ENOENT) => self.hierarchy.open_at(group, "", flags),
+        let open = |leaf| self.hierarchy.open_at(group, leaf, flags);
+        match open("init") {
+            Err(Errno::ENOENT) => {}
+            leaf => return leaf,
+        }
+        let given_on = self.hierarchy.read(group, "cgroup.subtree_control");
+        if !given_on.is_ok_and(|controllers| !controllers.trim_end().is_empty()) {
+            return open("");
+        }
+        match open("init.scope") {
+            Err(Errno::ENOENT) => {
+                self.hierarchy.mkdir(&format!("{group}/init"))?;
+                open("init")
+            }
             leaf => leaf,
         }
     }
 
-    pub(super) fn apply(&self, group: &str, resources: &LinuxResources) -> Result<(), CgroupError> {
-        for setting in limits::v2(resources)? {
-            self.set(group, setting)?;
+    /// Gives what a delegatee needs to somebody: the group, and the three files by
+    /// which groups below it are made, filled and limited. The limits of the group
+    /// itself stay ours.
+    pub(super) fn delegate_to(&self, group: &str, uid: Uid, gid: Gid) -> nix::Result<()> {
+        let dir = self
+            .hierarchy
+            .open_at(group, "", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+        let own = |file: &str| {
+            let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+            fchownat(&dir, file, Some(uid), Some(gid), flags)
+        };
+        own(".")?;
+        DELEGATED_FILES.into_iter().try_for_each(own)
+    }
+
+    pub(super) fn apply(
+        &self,
+        group: &str,
+        resources: &LinuxResources,
+        done: &Done,
+    ) -> Result<(), CgroupError> {
+        let in_force = |_: &'static str, file: &str| self.hierarchy.read(group, file).ok();
+        for mut setting in limits::v2(resources, &in_force)? {
+            if let Some(period) = setting.value.strip_prefix(limits::KEEP_QUOTA) {
+                let current = in_force(setting.controller, &setting.file).unwrap_or_default();
+                let quota = current.split_ascii_whitespace().next().unwrap_or("max");
+                setting.value = format!("{quota}{period}");
+            }
+            if setting.file == "memory.max" {
+                self.make_room(group, &setting)?;
+            }
+            write_setting(Some(&self.hierarchy), group, setting, done)?;
         }
         Ok(())
     }
 
-    fn set(&self, group: &str, mut setting: Setting) -> Result<(), CgroupError> {
-        let file = setting.file;
-        let refused = |value: String, source| CgroupError::Limit {
-            path: group.to_owned(),
-            file,
-            value,
-            source,
+    /// Before memory shrinks below what is in use. The kernel would take such a
+    /// limit and kill the container's processes until it is met; on v1 it
+    /// refuses instead, and that is what an update should do: reclaim what can be
+    /// had, and let the container live.
+    fn make_room(&self, group: &str, max: &Setting) -> Result<(), CgroupError> {
+        let used = || -> Option<u64> {
+            let used = self.hierarchy.read(group, "memory.current").ok()?;
+            used.trim_end().parse().ok()
         };
-        if let Some(period) = setting.value.strip_prefix(limits::KEEP_QUOTA) {
-            let current = self.hierarchy.read(group, file);
-            let current = current.map_err(|e| refused(setting.value.clone(), e))?;
-            let quota = current.split_ascii_whitespace().next().unwrap_or("max");
-            setting.value = format!("{quota}{period}");
+        let excess = || -> Option<u64> {
+            let limit: u64 = max.value.parse().ok()?;
+            used()?.checked_sub(limit).filter(|&excess| excess > 0)
+        };
+        let Some(wanted) = excess() else {
+            return Ok(());
+        };
+        // As old as Linux 5.19. It says EAGAIN when it got less than it was
+        // asked for, which the second look tells as well.
+        let reclaimed = self
+            .hierarchy
+            .write(group, "memory.reclaim", &wanted.to_string());
+        if reclaimed.is_ok() || excess().is_none() {
+            return Ok(());
         }
-        match self.hierarchy.write(group, file, &setting.value) {
-            Ok(()) => Ok(()),
-            Err(Errno::ENOENT) if setting.absent == Absent::Ignored => Ok(()),
-            Err(source) if setting.absent == Absent::Warns => {
-                let value = &setting.value;
-                warn!("Cgroup /{group} goes without {file} = {value}: {source}");
-                Ok(())
-            }
-            Err(Errno::ENOENT) => Err(CgroupError::Controller {
-                controller: setting.controller,
-                file,
-            }),
-            Err(source) => Err(refused(setting.value, source)),
-        }
+        Err(CgroupError::Limit {
+            path: group.to_owned(),
+            file: max.file.clone(),
+            value: max.value.clone(),
+            source: Errno::EBUSY,
+        })
     }
 
     /// Kills everything in the group and below it.
@@ -136,6 +184,11 @@ impl Unified {
 
     pub(super) fn thaw(&self, group: &str) -> nix::Result<()> {
         self.hierarchy.write(group, "cgroup.freeze", "0")
+    }
+
+    pub(super) fn is_frozen(&self, group: &str) -> nix::Result<bool> {
+        let asked = self.hierarchy.read(group, "cgroup.freeze")?;
+        Ok(asked.trim_end() == "1")
     }
 
     pub(super) fn wait_frozen(&self, group: &str, deadline: Instant) -> nix::Result<bool> {
@@ -184,7 +237,7 @@ mod tests {
             .build()
             .unwrap();
         resources.set_cpu(Some(cpu));
-        unified.apply("c", &resources).unwrap();
+        unified.apply("c", &resources, &Done::default()).unwrap();
         let written = std::fs::read_to_string(dir.path().join("c/cpu.max")).unwrap();
         assert_eq!(written.trim_end(), "5000 2000000");
     }
@@ -192,11 +245,15 @@ mod tests {
     #[test]
     fn swap_may_be_absent_memory_may_not() {
         let (dir, unified) = fake(&[("memory.max", "")]);
-        unified.apply("c", &limits_of_memory()).unwrap();
+        unified
+            .apply("c", &limits_of_memory(), &Done::default())
+            .unwrap();
         let written = std::fs::read_to_string(dir.path().join("c/memory.max")).unwrap();
         assert_eq!(written, "64");
         let (_dir, unified) = fake(&[]);
-        let error = unified.apply("c", &limits_of_memory()).unwrap_err();
+        let error = unified
+            .apply("c", &limits_of_memory(), &Done::default())
+            .unwrap_err();
         assert!(matches!(
             error,
             CgroupError::Controller {
