@@ -15,6 +15,8 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// `agent.log_vport`: vsock port of the log stream.
     pub log_port: Option<u32>,
+    /// `agent.passfd_listener_port`: vsock port of the host's connections for streams.
+    pub passfd_port: Option<u32>,
     /// `agent.container_pipe_size`: bytes of the output pipes; 0 = the kernel's default.
     pub container_pipe_size: u32,
 }
@@ -25,17 +27,17 @@ impl Default for Config {
             server_addr: "vsock://-1:1024".to_owned(),
             log_level: LevelFilter::Info,
             log_port: None,
+            passfd_port: None,
             container_pipe_size: 0,
         }
     }
 }
 
 /// Words of Kata's agent that would have an effect there and have none here.
-const UNSUPPORTED: [&str; 5] = [
+const UNSUPPORTED: [&str; 4] = [
     "agent.config_file",
     "agent.debug_console",
     "agent.debug_console_vport",
-    "agent.passfd_listener_port",
     "agent.trace",
 ];
 
@@ -79,7 +81,8 @@ impl Config {
                 self.server_addr = Some(value).filter(|v| !v.is_empty())?.to_owned()
             }
             "agent.log" => self.log_level = level(value)?,
-            "agent.log_vport" => self.log_port = Some(value.parse().ok().filter(|&port| port > 0)?),
+            "agent.log_vport" => self.log_port = Some(port(value)?),
+            "agent.passfd_listener_port" => self.passfd_port = Some(port(value)?),
             "agent.container_pipe_size" => {
                 self.container_pipe_size =
                     value.parse().ok().filter(|&size| size <= i32::MAX as u32)?;
@@ -88,6 +91,10 @@ impl Config {
         }
         Some(())
     }
+}
+
+fn port(value: &str) -> Option<u32> {
+    value.parse().ok().filter(|&port| port > 0)
 }
 
 /// Kata's level words; `critical` and its synonyms are more than `log` has.
@@ -113,10 +120,11 @@ mod tests {
     #[test]
     fn words_are_taken_and_the_last_one_wins() {
         let (config, complaints) = read(
-            "quiet agent.log=debug agent.log_vport=1025 agent.log=warn agent.container_pipe_size=4096",
+            "quiet agent.log=debug agent.log_vport=1025 agent.log=warn agent.passfd_listener_port=1027 agent.container_pipe_size=4096",
         );
         assert_eq!(config.log_level, LevelFilter::Warn);
         assert_eq!(config.log_port, Some(1025));
+        assert_eq!(config.passfd_port, Some(1027));
         assert_eq!(config.container_pipe_size, 4096);
         assert!(complaints.is_empty());
     }
@@ -124,10 +132,10 @@ mod tests {
     #[test]
     fn bug_a_bad_word_does_not_kill_the_vm() {
         let (config, complaints) = read(
-            "agent.log=nonsense agent.log_vport=x agent.server_addr= agent.container_pipe_size=-1 agent.unknown=1",
+            "agent.log=nonsense agent.log_vport=x agent.passfd_listener_port=0 agent.server_addr= agent.container_pipe_size=-1 agent.unknown=1",
         );
         assert_eq!(config, Config::default());
-        assert_eq!(complaints.len(), 4);
+        assert_eq!(complaints.len(), 5);
     }
 
     #[test]

@@ -187,6 +187,9 @@ pub fn propagation_flag(word: &str) -> Option<MsFlags> {
     Some(flag | recursive)
 }
 
+/// `MS_NOSYMFOLLOW`, Linux 5.10: neither nix nor libc has it.
+pub const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(0x100);
+
 /// Word, whether it sets or clears, and the flag of mount(2).
 const FLAGS: &[(&str, bool, MsFlags)] = &[
     ("acl", true, MsFlags::MS_POSIXACL),
@@ -212,6 +215,7 @@ const FLAGS: &[(&str, bool, MsFlags)] = &[
     ("norelatime", false, MsFlags::MS_RELATIME),
     ("nostrictatime", false, MsFlags::MS_STRICTATIME),
     ("nosuid", true, MsFlags::MS_NOSUID),
+    ("nosymfollow", true, NOSYMFOLLOW),
     ("rbind", true, MsFlags::MS_BIND.union(MsFlags::MS_REC)),
     ("relatime", true, MsFlags::MS_RELATIME),
     ("remount", true, MsFlags::MS_REMOUNT),
@@ -220,6 +224,7 @@ const FLAGS: &[(&str, bool, MsFlags)] = &[
     ("silent", true, MsFlags::MS_SILENT),
     ("strictatime", true, MsFlags::MS_STRICTATIME),
     ("suid", false, MsFlags::MS_NOSUID),
+    ("symfollow", false, NOSYMFOLLOW),
     ("sync", true, MsFlags::MS_SYNCHRONOUS),
 ];
 
@@ -259,7 +264,7 @@ mod tests {
         let words = "acl async atime bind defaults dev diratime dirsync exec iversion lazytime \
             loud mand noacl noatime nodev nodiratime noexec noiversion nolazytime nomand \
             norelatime nostrictatime nosuid rbind relatime remount ro rw silent strictatime suid \
-            sync private slave shared unbindable rprivate rslave rshared runbindable";
+            sync nosymfollow symfollow private slave shared unbindable rprivate rslave rshared runbindable";
         for word in words.split_whitespace() {
             assert_eq!(parse(&[word]).data, "", "{word}");
         }

@@ -128,6 +128,9 @@ async fn serve(config: &Config, socket: Socket, boot: Option<Boot>) {
         tokio::spawn(serve_log(port));
     }
     let sandbox = Sandbox::new(config, children);
+    if let Some(port) = config.passfd_port {
+        tokio::spawn(serve_streams(sandbox.clone(), port));
+    }
     let mut server = ttrpc::r#async::Server::new()
         .add_listener(socket.into_listener())
         .register_service(rpc::services(sandbox.clone(), is_init, &booted));
@@ -169,6 +172,14 @@ async fn until_end(sandbox: &Arc<Sandbox>, is_init: bool) {
                 log::warn!("{}", status::chain(&error));
             }
         }
+    }
+}
+
+/// Takes the host's connections for streams of processes.
+async fn serve_streams(sandbox: Arc<Sandbox>, port: u32) {
+    if let Err(error) = sandbox.arrivals().serve(port).await {
+        let cause = status::chain(&error);
+        log::error!("Streams cannot be passed over vsock port {port}: {cause}");
     }
 }
 

@@ -13,7 +13,7 @@ use futures::stream::unfold;
 use protocols::chunked::ChunkedStream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use ttrpc::r#async::transport::Listener;
 
 /// An address that cannot be served.
@@ -108,13 +108,13 @@ fn listen_tcp(place: &str) -> io::Result<TcpListener> {
 }
 
 impl Socket {
-    /// The next connection.
+    /// The next connection; over vsock, the host's next.
     ///
     /// # Errors
     /// The errno of `accept4(2)`.
     pub async fn accept(&mut self) -> io::Result<Box<dyn Connection>> {
         Ok(match self {
-            Self::Vsock(listener) => Box::new(listener.accept().await?.0),
+            Self::Vsock(listener) => Box::new(accept_host(listener).await?),
             Self::Unix(listener) => Box::new(listener.accept().await?.0),
             Self::Tcp(listener) => Box::new(listener.accept().await?.0),
         })
@@ -125,6 +125,18 @@ impl Socket {
     #[must_use]
     pub fn into_listener(self) -> Listener {
         Listener::new(connections(self))
+    }
+}
+
+/// A container reaches the guest's own vsock ports as well, through the
+/// loopback: only the host is let in.
+async fn accept_host(listener: &mut VsockListener) -> io::Result<VsockStream> {
+    loop {
+        let (stream, peer) = listener.accept().await?;
+        if peer.cid() == VMADDR_CID_HOST {
+            return Ok(stream);
+        }
+        log::debug!("A connection from context {} is refused", peer.cid());
     }
 }
 

@@ -6,16 +6,17 @@
 //! lost, because there is nobody left to tell.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, IoSlice, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::fcntl::OFlag;
 
-/// What the kernel takes at most per line, prefix included: kernels refuse a
-/// longer one with EINVAL (`LOG_LINE_MAX`, 1024 less the widest prefix).
-pub const MAX_LINE: usize = 976;
+/// What the kernel takes at most per line, prefix included and the line's end
+/// not: kernels refuse a longer one with EINVAL (`LOG_LINE_MAX`, 1024 less the
+/// widest prefix).
+pub const MAX_LINE: usize = 975;
 
 /// Who speaks, between the level and the text.
 const NAME: &[u8] = b"keelson: ";
@@ -64,7 +65,9 @@ pub fn write(level: Level, text: &str) {
             if LINES.fetch_add(1, Ordering::Relaxed) == UNLIMITED_AFTER {
                 lift_rate_limit();
             }
-            let _ = file.write(line);
+            // Without its end the kernel keeps the record open, and shows it only
+            // when the next one comes.
+            let _ = file.write_vectored(&[IoSlice::new(line), IoSlice::new(b"\n")]);
         }
         None => {
             let _ = io::stderr().write_all(&line[PREFIX..]);

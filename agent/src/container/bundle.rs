@@ -95,6 +95,23 @@ fn bind(source: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
     move_mount(&tree, "", target, "", flags)
 }
 
+/// Writes `config.json` into the bundle, which is made if need be: hooks expect
+/// to find it there. Blocking.
+///
+/// # Errors
+/// [`BundleError`].
+pub fn write_config(bundle: &Path, config: &str) -> Result<(), BundleError> {
+    let path = bundle.join("config.json");
+    std::fs::create_dir_all(bundle)
+        .and_then(|()| std::fs::write(&path, config))
+        .map_err(|source| BundleError {
+            what: "Writing of",
+            path,
+            source,
+            bad_request: false,
+        })
+}
+
 /// Unmounts the root and removes the bundle, but nothing that is mounted in
 /// it: what a storage could not unmount keeps its files. Blocking.
 ///

@@ -1,136 +1,224 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CreateContainer below the door: bundle, cgroup, namespaces, first process.
-//! Each effect has its undo; whatever fails, nothing stays.
+//! CreateContainer below the door: bundle, cgroup, namespaces, hooks, first
+//! process. Each effect has its undo; whatever fails, nothing stays.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::plan::{ChildPlan, ContainerId, ContainerPlan, Namespace, NamespaceSource};
+use nix::unistd::{Gid, Uid};
+use oci_spec::runtime::LinuxResources;
+use tokio::sync::{Notify, watch};
+
+use super::diagnostics::TerminationLog;
+use super::hooks::{ContainerHooks, Point};
+use super::plan::{
+    ChildHooks, ChildPlan, ContainerId, ContainerPlan, Hooks, InitPlan, Namespace, NamespaceSource,
+};
 use super::spawn::{Request, Spawned, spawn};
 use super::state::State;
-use super::{Container, ContainerError, Engine, Shared, Table, bundle};
-use crate::cgroup::{Cgroup, CgroupPath, Join, Version};
+use super::{Container, ContainerError, Engine, Shared, Table, bundle, hooks, json};
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Cgroups, Join, Version};
 
-/// Creates a container whose storages are mounted already.
-///
-/// # Errors
-/// [`ContainerError`]; everything made here is undone then.
-pub async fn create(
-    engine: &Engine,
-    plan: ContainerPlan,
-    shared: &Shared,
-) -> Result<Container, ContainerError> {
-    let joins = resolve(&plan, shared)?;
-    let mut ground = Ground::prepare(engine, &plan).await?;
-    match populate(engine, &plan, &joins, &ground).await {
-        Ok((spawned, namespaces)) => {
-            let id = plan.id.clone();
-            let cgroup = ground.cgroup.take().ok_or(ContainerError::Task(id))?;
-            Ok(assemble(plan, ground.bundle, cgroup, spawned, namespaces))
-        }
-        Err(error) => {
-            ground.undo(&plan.id).await;
-            Err(error)
-        }
-    }
+/// What a container is created from.
+pub struct Creation {
+    /// The request, checked.
+    pub plan: ContainerPlan,
+    /// `config.json` for the bundle, which hooks look for there.
+    pub config: Option<String>,
+    /// What the sandbox shares.
+    pub shared: Shared,
+    /// The guest's own hooks.
+    pub guest_hooks: Arc<Hooks>,
+    /// Becomes true when nobody wants the container any more.
+    pub given_up: watch::Receiver<bool>,
 }
 
 impl Container {
-    /// See [`create`].
+    /// Creates a container whose storages are mounted already. To be run to its end.
     ///
     /// # Errors
-    /// [`ContainerError`].
-    pub async fn create(
-        engine: &Engine,
-        plan: ContainerPlan,
-        shared: &Shared,
-    ) -> Result<Self, ContainerError> {
-        create(engine, plan, shared).await
+    /// [`ContainerError`]; everything made here is undone then.
+    pub async fn create(engine: &Engine, creation: Creation) -> Result<Arc<Self>, ContainerError> {
+        let Creation { plan, config, .. } = &creation;
+        hooks::check(&plan.hooks)?;
+        let joins = resolve(plan, &creation.shared)?;
+        let bundle = bundle::path_of(&plan.id);
+        let members = json::members(plan.id.as_str(), &bundle, &plan.annotations);
+        let cgroup = prepare(engine, plan, &bundle, config.clone()).await?;
+        let hooks = ContainerHooks::new(
+            plan.id.clone(),
+            plan.hooks.clone(),
+            creation.guest_hooks.clone(),
+            members.clone(),
+        );
+        let ground = Ground {
+            bundle,
+            cgroup,
+            hooks,
+            members,
+        };
+        let mut given_up = creation.given_up.clone();
+        let populated = tokio::select! {
+            biased;
+            populated = populate(engine, plan, &joins, &ground) => populated,
+            // The sender is the sandbox's: without it there is nobody left to want it.
+            _ = given_up.wait_for(|given_up| *given_up) => {
+                Err(ContainerError::GivenUp(plan.id.clone()))
+            }
+        };
+        match populated {
+            Ok((spawned, namespaces)) => {
+                let owns_pids = !joins.contains_key(&Namespace::Pid);
+                let container = assemble(creation.plan, ground, spawned, namespaces, owns_pids);
+                tokio::spawn(container.clone().follow());
+                Ok(container)
+            }
+            Err(error) => {
+                ground.undo(engine, &plan.id).await;
+                Err(error)
+            }
+        }
     }
 }
 
 fn assemble(
     plan: ContainerPlan,
-    bundle: PathBuf,
-    cgroup: Cgroup,
+    ground: Ground,
     spawned: Spawned,
     namespaces: Vec<(Namespace, Arc<OwnedFd>)>,
-) -> Container {
+    owns_pids: bool,
+) -> Arc<Container> {
     let init = spawned.process;
     let processes = HashMap::from([(plan.id.as_str().to_owned(), init.clone())]);
-    Container {
+    let root = plan.init.root.as_ref();
+    let mounts = root.map_or(&[][..], |root| &root.mounts);
+    Arc::new(Container {
+        termination_log: TerminationLog::of(&plan.annotations, mounts),
         id: plan.id,
         name: plan.name,
-        bundle,
-        cgroup,
+        bundle: ground.bundle,
+        cgroup: ground.cgroup,
         capabilities: plan.process.capabilities.unwrap_or_default(),
         seccomp: plan.seccomp,
         namespaces,
+        owns_pids,
+        starts_hooks: !plan.hooks.start_container.is_empty(),
+        hooks: ground.hooks,
         init,
         table: Mutex::new(Table {
             state: State::Created,
+            frozen: false,
+            hooks_ended: false,
             gate: Some(spawned.control),
             processes,
             starting: HashSet::new(),
         }),
-    }
+        states: watch::Sender::new(State::Created),
+        arrivals: Notify::new(),
+    })
 }
 
-/// What a container stands on: its bundle and its cgroup.
+/// What a container stands on.
 struct Ground {
     bundle: PathBuf,
-    cgroup: Option<Cgroup>,
+    cgroup: Cgroup,
+    hooks: ContainerHooks,
+    members: String,
+}
+
+/// Makes the bundle and the cgroup, on the blocking pool: a root on a shared
+/// file system answers when the host does.
+async fn prepare(
+    engine: &Engine,
+    plan: &ContainerPlan,
+    bundle: &Path,
+    config: Option<String>,
+) -> Result<Cgroup, ContainerError> {
+    let path = CgroupPath::parse(&plan.cgroups_path, plan.id.as_str())?;
+    let root = plan.init.root.as_ref().map(|root| root.path.clone());
+    let (cgroups, resources) = (engine.cgroups().clone(), plan.resources.clone());
+    let place = bundle.to_owned();
+    let owner = plan.root_in_guest();
+    let work = move || {
+        let made = make_bundle(&place, root.as_deref(), config.as_deref())
+            .and_then(|()| Ok(make_cgroup(&cgroups, &path, resources.as_ref(), owner)?));
+        if made.is_err() {
+            discard_bundle(&place);
+        }
+        made
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ContainerError::Task(plan.id.clone()))?
+}
+
+fn make_bundle(
+    bundle: &Path,
+    root: Option<&str>,
+    config: Option<&str>,
+) -> Result<(), ContainerError> {
+    if let Some(root) = root {
+        bundle::create(bundle, root)?;
+    }
+    if let Some(config) = config {
+        bundle::write_config(bundle, config)?;
+    }
+    Ok(())
+}
+
+fn make_cgroup(
+    cgroups: &Cgroups,
+    path: &CgroupPath,
+    resources: Option<&LinuxResources>,
+    owner: Option<(Uid, Gid)>,
+) -> Result<Cgroup, CgroupError> {
+    let cgroup = cgroups.create(path)?;
+    let limited = || {
+        if let Some((uid, gid)) = owner {
+            cgroup.delegate_to(uid, gid)?;
+        }
+        if let Some(resources) = resources {
+            cgroup.apply(resources)?;
+        }
+        // With rules of its own that was part of the limits.
+        let rules = resources.and_then(|resources| resources.devices().as_deref());
+        if rules.is_none_or(<[_]>::is_empty) {
+            cgroup.restrict_devices(&[])?;
+        }
+        Ok(())
+    };
+    match limited() {
+        Ok(()) => Ok(cgroup),
+        Err(error) => {
+            // Nothing has run in it yet.
+            if let Err(error) = cgroup.try_remove() {
+                log::warn!("Cgroup {} stays: {error}", cgroup.path());
+            }
+            Err(error)
+        }
+    }
 }
 
 impl Ground {
-    /// On the blocking pool: a root on a shared file system answers when the
-    /// host does.
-    async fn prepare(engine: &Engine, plan: &ContainerPlan) -> Result<Self, ContainerError> {
-        let bundle = bundle::path_of(&plan.id);
-        let cgroup_path = CgroupPath::parse(&plan.cgroups_path, plan.id.as_str())?;
-        let root = plan.init.root.as_ref().map(|root| root.path.clone());
-        let (cgroups, resources, place) = (
-            engine.cgroups().clone(),
-            plan.resources.clone(),
-            bundle.clone(),
-        );
-        let work = move || -> Result<Cgroup, ContainerError> {
-            if let Some(root) = root {
-                bundle::create(&place, &root)?;
-            }
-            let limited = cgroups
-                .create(&cgroup_path)
-                .and_then(|cgroup| match &resources {
-                    Some(resources) => match cgroup.apply(resources) {
-                        Ok(()) => Ok(cgroup),
-                        Err(error) => {
-                            discard(&cgroup);
-                            Err(error)
-                        }
-                    },
-                    None => Ok(cgroup),
-                });
-            limited.map_err(|error| {
-                discard_bundle(&place);
-                error.into()
-            })
+    async fn undo(self, engine: &Engine, id: &ContainerId) {
+        // A frozen or stuck process would keep the group; others go at once.
+        let killed = self.cgroup.kill();
+        let emptied = match killed {
+            Ok(()) => self.cgroup.emptied(super::remove::PATIENCE).await,
+            Err(error) => Err(error),
         };
-        let cgroup = tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| ContainerError::Task(plan.id.clone()))??;
-        Ok(Self {
-            bundle,
-            cgroup: Some(cgroup),
-        })
-    }
-
-    async fn undo(self, id: &ContainerId) {
+        if let Err(error) = emptied {
+            log::warn!("Cgroup {}: {error}", self.cgroup.path());
+        }
+        self.hooks.run_all(engine, Point::Stopped, None).await;
         let work = move || {
-            if let Some(cgroup) = &self.cgroup {
-                discard(cgroup);
+            match self.cgroup.try_remove() {
+                Ok(true) => {}
+                Ok(false) => log::warn!("Cgroup {} stays: in use", self.cgroup.path()),
+                Err(error) => log::warn!("Cgroup {} stays: {error}", self.cgroup.path()),
             }
             discard_bundle(&self.bundle);
         };
@@ -140,18 +228,7 @@ impl Ground {
     }
 }
 
-fn discard(cgroup: &Cgroup) {
-    let deadline = std::time::Instant::now() + super::remove::PATIENCE;
-    let gone = cgroup
-        .kill()
-        .and_then(|()| cgroup.wait_empty(deadline))
-        .and_then(|_| cgroup.try_remove());
-    if let Err(error) = gone {
-        log::warn!("Cgroup {} stays: {error}", cgroup.path());
-    }
-}
-
-fn discard_bundle(bundle: &std::path::Path) {
+fn discard_bundle(bundle: &Path) {
     if let Err(error) = bundle::remove(bundle) {
         log::warn!("{error}");
     }
@@ -196,11 +273,7 @@ async fn populate(
     joins: &HashMap<Namespace, Arc<OwnedFd>>,
     ground: &Ground,
 ) -> Result<(Spawned, Vec<(Namespace, Arc<OwnedFd>)>), ContainerError> {
-    let cgroup = ground
-        .cgroup
-        .as_ref()
-        .ok_or_else(|| ContainerError::Task(plan.id.clone()))?;
-    let request = request(engine, plan, joins, ground, cgroup.join()?);
+    let request = request(engine, plan, joins, ground, ground.cgroup.join()?);
     let spawned = spawn(engine, request).await?;
     let pid = spawned.process.pid();
     let mut namespaces = Vec::new();
@@ -218,6 +291,25 @@ async fn populate(
     Ok((spawned, namespaces))
 }
 
+/// What the first process does besides what every process does.
+fn init_plan(plan: &ContainerPlan, ground: &Ground) -> InitPlan {
+    let mut init = plan.init.clone();
+    if let Some(root) = &mut init.root {
+        root.path = ground.bundle.join("rootfs").to_string_lossy().into_owned();
+    }
+    let (create, start) = (&plan.hooks.create_container, &plan.hooks.start_container);
+    if !create.is_empty() || !start.is_empty() {
+        init.hooks = ChildHooks {
+            state: ground.members.clone(),
+            create_container: create.clone(),
+            start_container: start.clone(),
+            wait_for_agent: false,
+        };
+    }
+    init.hooks.wait_for_agent = ground.hooks.any(Point::Creation);
+    init
+}
+
 /// On cgroup v2 a container always gets a cgroup namespace: else it would see
 /// where in the guest's tree it is.
 fn implied(engine: &Engine, kind: Namespace) -> bool {
@@ -228,7 +320,7 @@ fn request<'a>(
     engine: &Engine,
     plan: &'a ContainerPlan,
     joins: &'a HashMap<Namespace, Arc<OwnedFd>>,
-    ground: &Ground,
+    ground: &'a Ground,
     cgroup: Join,
 ) -> Request<'a> {
     let (mut at_clone, mut later) = (0, 0);
@@ -239,7 +331,9 @@ fn request<'a>(
         }
         // The cgroup namespace is rooted where the process is when it is made;
         // what a joined user namespace is to own must be made inside it.
-        let in_joined_user = joins.contains_key(&Namespace::User) && kind != Namespace::Pid;
+        // Clocks take effect at a clone only and give nothing to own.
+        let at_once = matches!(kind, Namespace::Pid | Namespace::Time);
+        let in_joined_user = joins.contains_key(&Namespace::User) && !at_once;
         if kind == Namespace::Cgroup || in_joined_user {
             later |= kind.flag();
         } else {
@@ -250,13 +344,9 @@ fn request<'a>(
         .into_iter()
         .filter(|kind| *kind != Namespace::Pid && joins.contains_key(kind))
         .collect();
-    let mut init = plan.init.clone();
-    if let Some(root) = &mut init.root {
-        root.path = ground.bundle.join("rootfs").to_string_lossy().into_owned();
-    }
     Request {
         plan: ChildPlan {
-            init: Some(init),
+            init: Some(init_plan(plan, ground)),
             joins: ordered.clone(),
             unshare: later,
             new_user_namespace: at_clone & Namespace::User.flag() != 0,
@@ -277,5 +367,6 @@ fn request<'a>(
             .collect(),
         cgroup,
         maps: Some((&plan.uid_maps, &plan.gid_maps)),
+        hooks: Some(&ground.hooks),
     }
 }

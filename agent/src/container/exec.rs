@@ -5,16 +5,19 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::plan::{ChildPlan, ExecId, Namespace, ProcessPlan};
-use super::spawn::{Request, spawn};
+use super::spawn::{Request, Spawned, spawn};
+use super::state::{State, StateError};
 use super::{Container, ContainerError, Engine, key_of};
 use crate::cgroup::Join;
 
 impl Container {
-    /// Starts a process in the container and adds it to its table.
+    /// Starts a process in the container and adds it to its table. A container
+    /// that is paused, stopped or removed meanwhile is an answer at once: what
+    /// has been frozen half-way is killed.
     ///
     /// # Errors
-    /// [`ContainerError::ExecExists`] before anything was done; else whatever
-    /// kept the process from running.
+    /// [`ContainerError::ExecExists`] or [`ContainerError::State`] before
+    /// anything was done; else whatever kept the process from running.
     pub async fn exec(
         &self,
         engine: &Engine,
@@ -23,6 +26,62 @@ impl Container {
     ) -> Result<(), ContainerError> {
         process.capabilities = process.capabilities.or(Some(self.capabilities));
         let _place = self.reserve(id)?;
+        let spawned = tokio::select! {
+            biased;
+            spawned = self.spawn_exec(engine, process) => spawned,
+            refusal = self.refuses_execs() => Err(self.state_error(refusal)),
+        };
+        let process = spawned.map_err(|error| self.rather(error))?.process;
+        let mut table = self.table();
+        match table.state {
+            // What is complete when a pause comes is frozen like the rest.
+            State::Pausing { .. } | State::Paused { .. } => {}
+            state => {
+                if let Err(gone) = state.exec(!self.owns_pids) {
+                    drop(table);
+                    // RemoveContainer came meanwhile and has not seen this one.
+                    let _ = process.signal(libc::SIGKILL);
+                    return Err(self.state_error(gone));
+                }
+            }
+        }
+        table.processes.insert(key_of(id), process);
+        Ok(())
+    }
+
+    /// Ends when nothing more can be added to the container. While it is being
+    /// paused, what is under way may still arrive.
+    async fn refuses_execs(&self) -> StateError {
+        let refused = |state: &State| match state {
+            State::Pausing { .. } => None,
+            state => state.exec(!self.owns_pids).err(),
+        };
+        let mut states = self.states.subscribe();
+        let state = states.wait_for(|state| refused(state).is_some()).await;
+        // The sender is in `self`: there is a state.
+        let state = state.map_or(State::Removing, |state| *state);
+        refused(&state).unwrap_or(StateError::Is(state))
+    }
+
+    /// The state as the reason of a failure, where it is: a pid namespace whose
+    /// first process is exiting takes its others along, and nobody in.
+    fn rather(&self, error: ContainerError) -> ContainerError {
+        let ends = self.owns_pids && self.init.is_dying();
+        match self.state().exec(!self.owns_pids) {
+            Err(state) => self.state_error(state),
+            Ok(()) if ends && matches!(error, ContainerError::Spawn(_)) => {
+                let started = true;
+                self.state_error(StateError::Is(State::Stopped { started }))
+            }
+            Ok(()) => error,
+        }
+    }
+
+    async fn spawn_exec(
+        &self,
+        engine: &Engine,
+        process: ProcessPlan,
+    ) -> Result<Spawned, ContainerError> {
         let cgroup = self.cgroup.join()?;
         let ordered = self
             .namespaces
@@ -52,23 +111,16 @@ impl Container {
             joins,
             cgroup,
             maps: None,
+            hooks: None,
         };
-        let spawned = spawn(engine, request).await?;
-        let mut table = self.table();
-        if let Err(gone) = table.state.exec() {
-            drop(table);
-            // RemoveContainer came meanwhile and has not seen this one.
-            let _ = spawned.process.signal(libc::SIGKILL);
-            return Err(self.state_error(gone));
-        }
-        table.processes.insert(key_of(id), spawned.process);
-        Ok(())
+        Ok(spawn(engine, request).await?)
     }
 
     /// Keeps an exec id for a process that is being started.
     fn reserve(&self, id: &ExecId) -> Result<Reservation<'_>, ContainerError> {
         let mut table = self.table();
-        table.state.exec().map_err(|e| self.state_error(e))?;
+        let admitted = table.state.exec(!self.owns_pids);
+        admitted.map_err(|e| self.state_error(e))?;
         if table.processes.contains_key(id.as_str()) || !table.starting.insert(key_of(id)) {
             return Err(ContainerError::ExecExists(key_of(id)));
         }
@@ -87,6 +139,7 @@ struct Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         self.container.table().starting.remove(&self.id);
+        self.container.arrivals.notify_waiters();
     }
 }
 

@@ -7,12 +7,19 @@
 pub mod bundle;
 pub mod child;
 mod create;
+pub mod diagnostics;
 mod exec;
+mod freeze;
+pub mod hooks;
+pub mod json;
 pub mod plan;
 mod process;
 mod remove;
 pub mod spawn;
+mod start;
 pub mod state;
+pub mod stats;
+mod update;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -21,17 +28,21 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::net::UnixStream;
+use tokio::sync::{Notify, watch};
 
 use crate::cgroup::{Cgroup, CgroupError, Cgroups};
 use crate::children::Children;
 use crate::launch::Launcher;
-use crate::launch::message::Report;
 use crate::seccomp::Program;
+use crate::stdio::Arrivals;
+pub use create::Creation;
+use diagnostics::{DiagnosticsError, TerminationLog};
+use hooks::{ContainerHooks, HookError};
 use plan::process::Capabilities;
 use plan::{ContainerId, ExecId, Namespace};
 pub use process::Process;
 use spawn::SpawnError;
-use state::{State, StateError};
+use state::{Event, State, StateError};
 
 /// What starting processes takes; one per agent.
 pub struct Engine {
@@ -42,6 +53,8 @@ pub struct Engine {
     cgroups: OnceLock<Cgroups>,
     /// `agent.container_pipe_size`.
     pub pipe_size: u32,
+    /// Connections that the host opened for streams.
+    pub arrivals: Arc<Arrivals>,
 }
 
 impl Engine {
@@ -53,6 +66,7 @@ impl Engine {
             children,
             cgroups: OnceLock::new(),
             pipe_size,
+            arrivals: Arc::default(),
         }
     }
 
@@ -109,6 +123,26 @@ pub enum ContainerError {
     /// Its process.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    /// A hook.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// A step of the start that the first process made after StartContainer.
+    #[error("Container {id} could not be started: {reason}")]
+    Start {
+        /// The container.
+        id: ContainerId,
+        /// The step and its error.
+        reason: String,
+    },
+    /// There is no termination log.
+    #[error(transparent)]
+    Diagnostics(#[from] DiagnosticsError),
+    /// Processes that do not stand still: stuck in the kernel.
+    #[error("Container {0} could not be paused: not all of its processes stop")]
+    NotFrozen(ContainerId),
+    /// RemoveContainer or DestroySandbox came before the creation was complete.
+    #[error("Creation of container {0} was given up: it is being removed")]
+    GivenUp(ContainerId),
     /// A namespace that could not be opened.
     #[error("Namespace '{path}' cannot be opened")]
     Namespace {
@@ -153,13 +187,26 @@ pub struct Container {
     /// Held by descriptor: they outlive the first process, and no recycled pid
     /// leads elsewhere.
     namespaces: Vec<(Namespace, Arc<OwnedFd>)>,
+    /// The pid namespace was made for this container and ends with its first process.
+    owns_pids: bool,
+    hooks: ContainerHooks,
+    starts_hooks: bool,
+    termination_log: TerminationLog,
     /// The first process, also after it has left the table below.
     init: Arc<Process>,
     table: Mutex<Table>,
+    /// The table's state, for those who wait for a change of it.
+    states: watch::Sender<State>,
+    /// Told when an exec has left [`Table::starting`].
+    arrivals: Notify,
 }
 
 struct Table {
     state: State,
+    /// The freezer was asked to stop the processes.
+    frozen: bool,
+    /// The hooks for the end have run.
+    hooks_ended: bool,
     gate: Option<UnixStream>,
     processes: HashMap<String, Arc<Process>>,
     /// Exec ids whose processes are not there yet.
@@ -181,7 +228,52 @@ impl Container {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         // Held for single map operations only; none leaves it half done.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.init.is_alive()
+            && let Ok(next) = table.state.after(Event::Exit)
+        {
+            self.enter(&mut table, next);
+        }
+        table
+    }
+
+    fn enter(&self, table: &mut Table, next: State) {
+        if table.state != next {
+            log::debug!("Container {}: {} after {}", self.id, next, table.state);
+            table.state = next;
+            self.states.send_replace(next);
+        }
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.table().state
+    }
+
+    fn advance(&self, event: Event) -> Result<(), ContainerError> {
+        let mut table = self.table();
+        let next = table.state.after(event).map_err(|e| self.state_error(e))?;
+        self.enter(&mut table, next);
+        Ok(())
+    }
+
+    /// Sees to it that the end of the first process is known to all who wait
+    /// for a change of state, and that nobody stays frozen after it.
+    async fn follow(self: Arc<Self>) {
+        self.init.wait().await;
+        drop(self.table());
+        self.thaw_if_frozen();
+    }
+
+    /// The termination log (protocol section 3.5).
+    ///
+    /// # Errors
+    /// [`ContainerError::Diagnostics`].
+    pub async fn termination_log(&self) -> Result<String, ContainerError> {
+        let log = self.termination_log.clone();
+        let read = tokio::task::spawn_blocking(move || log.read()).await;
+        Ok(read.map_err(|_| ContainerError::Task(self.id.clone()))??)
     }
 
     fn state_error(&self, source: StateError) -> ContainerError {
@@ -218,35 +310,13 @@ impl Container {
         Arc::ptr_eq(&self.init, process)
     }
 
-    /// Forgets a process that was waited for, and with it its streams.
-    pub fn forget(&self, exec_id: &str) {
-        let key = if exec_id.is_empty() {
-            self.id.as_str()
-        } else {
-            exec_id
-        };
-        self.table().processes.remove(key);
-    }
-
-    /// Lets the first process execute its program.
-    ///
-    /// # Errors
-    /// [`StateError::AlreadyStarted`] or [`StateError::Dead`].
-    pub fn start(&self) -> Result<(), ContainerError> {
+    /// Forgets a process that was waited for, and with it its streams. Its exec
+    /// id may be another process's by now: that one stays.
+    pub fn forget(&self, process: &Arc<Process>) {
         let mut table = self.table();
-        let next = table
-            .state
-            .start(self.init.is_alive())
-            .map_err(|e| self.state_error(e))?;
-        let gate = table
-            .gate
-            .take()
-            .ok_or_else(|| self.state_error(StateError::AlreadyStarted))?;
-        spawn::go(&gate).map_err(|_| self.state_error(StateError::Dead))?;
-        table.state = next;
-        drop(table);
-        tokio::spawn(watch_execution(self.id.clone(), gate));
-        Ok(())
+        table
+            .processes
+            .retain(|_, other| !Arc::ptr_eq(other, process));
     }
 
     /// SignalProcess for one process (protocol section 3.2).
@@ -263,10 +333,25 @@ impl Container {
                 id: self.id.clone(),
                 signal,
                 source,
-            })
+            })?;
+        if signal == libc::SIGKILL {
+            self.let_die(process)?;
+        }
+        Ok(())
     }
 
-    /// SIGKILL for everything in the container.
+    /// A frozen process that was sent SIGKILL may have to be let go to die.
+    fn let_die(&self, process: &Arc<Process>) -> Result<(), ContainerError> {
+        if self.is_init(process) {
+            // The container ends with it, or at least is no longer one to be resumed.
+            self.thaw_if_frozen();
+        } else if self.table().frozen && process.is_alive() {
+            self.cgroup.release_killed(process.pid())?;
+        }
+        Ok(())
+    }
+
+    /// SIGKILL for everything in the container, frozen or not.
     ///
     /// # Errors
     /// [`ContainerError::Cgroup`].
@@ -281,15 +366,9 @@ impl Container {
                     source,
                 })?;
         }
-        Ok(self.cgroup.kill()?)
-    }
-}
-
-/// The program may still turn out not to be executable; its exit status says
-/// so to the host, this to whoever reads the log.
-async fn watch_execution(id: ContainerId, gate: UnixStream) {
-    if let Ok(Some((Report::Failed { step, error, .. }, _))) = spawn::receive(&gate).await {
-        log::warn!("Container {id}: {step}: {error}");
+        let killed = self.cgroup.kill();
+        self.thaw_if_frozen();
+        Ok(killed?)
     }
 }
 

@@ -49,6 +49,16 @@ impl Process {
         self.exit.borrow().is_none()
     }
 
+    /// True if it has exited or is about to, also before it was reaped: the
+    /// first process of a pid namespace takes its time, as it waits for the others.
+    #[must_use]
+    pub fn is_dying(&self) -> bool {
+        let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid));
+        !self.is_alive()
+            || read("stat").map_or(true, |stat| is_exiting(&stat))
+            || read("status").map_or(true, |status| is_killed(&status))
+    }
+
     /// Waits for its exit code, 128+N for death by signal N. Any number of
     /// callers may wait.
     pub async fn wait(&self) -> i32 {
@@ -108,13 +118,33 @@ fn realtime(number: i32) -> Option<Signal> {
 }
 
 fn handles(status: &str, signal: i32) -> bool {
+    in_any_mask(status, &["SigBlk", "SigIgn", "SigCgt"], signal)
+}
+
+/// A SIGKILL is on its way.
+fn is_killed(status: &str) -> bool {
+    in_any_mask(status, &["SigPnd", "ShdPnd"], libc::SIGKILL)
+}
+
+fn in_any_mask(status: &str, masks: &[&str], signal: i32) -> bool {
     let bit = 1u64 << (signal - 1);
     status
         .lines()
         .filter_map(|line| line.split_once(':'))
-        .filter(|(key, _)| matches!(*key, "SigBlk" | "SigIgn" | "SigCgt"))
+        .filter(|(key, _)| masks.contains(key))
         .filter_map(|(_, mask)| u64::from_str_radix(mask.trim(), 16).ok())
         .any(|mask| mask & bit != 0)
+}
+
+/// `PF_EXITING` among the flags of `/proc/PID/stat`, proc(5).
+const EXITING: u64 = 0x4;
+
+/// The flags are the seventh field after the name, which may hold anything.
+fn is_exiting(stat: &str) -> bool {
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let flags = after_name.split_ascii_whitespace().nth(6);
+    let flags = flags.and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & EXITING != 0)
 }
 
 #[cfg(test)]
@@ -135,6 +165,20 @@ mod tests {
         assert!(handles(&status(none, none, term), 15));
         assert!(!handles("", 15));
         assert!(!handles(&status("", "zz", none), 15));
+    }
+
+    #[test]
+    fn an_exiting_process_is_known_by_its_flags() {
+        let stat = |flags: u64| format!("7 (a) 1 (b) S 1 7 7 0 -1 {flags} 103 0 0 0");
+        assert!(!is_exiting(&stat(0x40_0100)));
+        assert!(is_exiting(&stat(0x40_0104)));
+        assert!(is_exiting(""));
+        let own = std::fs::read_to_string("/proc/self/stat").unwrap();
+        assert!(!is_exiting(&own));
+        assert!(is_killed("SigPnd:\t0000000000000100\n"));
+        assert!(!is_killed(
+            "SigPnd:\t0000000000000000\nSigBlk:\t0000000000000100\n"
+        ));
     }
 
     #[test]

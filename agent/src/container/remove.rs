@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! RemoveContainer below the door: kill, wait by events, take everything away.
+//! Nothing that waits for processes holds a thread.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Container, ContainerError, bundle};
+use super::hooks::Point;
+use super::state::Event;
+use super::{Container, ContainerError, Engine, bundle};
 
 /// How long processes that were sent SIGKILL may take to go: they finish at
 /// once unless the kernel itself is stuck.
@@ -14,23 +18,20 @@ impl Container {
     /// storages. Once begun it is not to be interrupted.
     ///
     /// # Errors
-    /// [`StateError::Removing`](super::state::StateError::Removing) when it is
-    /// called twice, [`ContainerError::Stuck`] when processes do not go, and
-    /// what the bundle's removal says.
-    pub async fn remove(self: &std::sync::Arc<Self>) -> Result<(), ContainerError> {
-        {
-            let mut table = self.table();
-            table.state = table.state.remove().map_err(|e| self.state_error(e))?;
-        }
-        let result = self.take_away().await;
+    /// [`StateError::Is`](super::state::StateError::Is) when it is called
+    /// twice, [`ContainerError::Stuck`] when processes do not go, and what the
+    /// bundle's removal says. It may be called again after the latter two.
+    pub async fn remove(self: &Arc<Self>, engine: &Engine) -> Result<(), ContainerError> {
+        self.advance(Event::Remove)?;
+        let result = self.take_away(engine).await;
         if result.is_err() {
-            // The host may try again.
-            self.table().state = super::state::State::Running;
+            // Nobody else can have changed the state meanwhile.
+            self.advance(Event::RemoveFailed)?;
         }
         result
     }
 
-    async fn take_away(self: &std::sync::Arc<Self>) -> Result<(), ContainerError> {
+    async fn take_away(self: &Arc<Self>, engine: &Engine) -> Result<(), ContainerError> {
         self.kill_all()?;
         let tracked: Vec<_> = self.table().processes.values().cloned().collect();
         let all_gone = async {
@@ -41,22 +42,41 @@ impl Container {
         tokio::time::timeout(PATIENCE, all_gone)
             .await
             .map_err(|_| ContainerError::Stuck(self.id.clone()))?;
+        if self.hooks.any(Point::Stopped) {
+            self.clear_cgroup(false).await?;
+            if !std::mem::replace(&mut self.table().hooks_ended, true) {
+                self.hooks.run_all(engine, Point::Stopped, None).await;
+            }
+        }
+        self.clear_cgroup(true).await
+    }
+
+    /// Removes the cgroup, and the bundle with it or not: the last thing that a
+    /// hook may look at.
+    async fn clear_cgroup(self: &Arc<Self>, with_bundle: bool) -> Result<(), ContainerError> {
+        if self.try_clear(with_bundle).await? {
+            return Ok(());
+        }
+        // Untracked descendants may take a moment longer than the tracked ones.
+        if !self.cgroup.emptied(PATIENCE).await? || !self.try_clear(with_bundle).await? {
+            return Err(ContainerError::Stuck(self.id.clone()));
+        }
+        Ok(())
+    }
+
+    async fn try_clear(self: &Arc<Self>, with_bundle: bool) -> Result<bool, ContainerError> {
         let this = self.clone();
-        let work = move || this.clear_ground();
+        let work = move || -> Result<bool, ContainerError> {
+            if !this.cgroup.try_remove()? {
+                return Ok(false);
+            }
+            if with_bundle {
+                bundle::remove(&this.bundle)?;
+            }
+            Ok(true)
+        };
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| ContainerError::Task(self.id.clone()))?
-    }
-
-    fn clear_ground(&self) -> Result<(), ContainerError> {
-        // Untracked descendants may take a moment longer than the tracked ones.
-        let deadline = Instant::now() + PATIENCE;
-        if !self.cgroup.try_remove()? {
-            if !self.cgroup.wait_empty(deadline)? {
-                return Err(ContainerError::Stuck(self.id.clone()));
-            }
-            self.cgroup.try_remove()?;
-        }
-        Ok(bundle::remove(&self.bundle)?)
     }
 }

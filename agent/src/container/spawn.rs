@@ -7,15 +7,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use super::Engine;
+use super::hooks::{ContainerHooks, HookError, Point};
 use super::plan::{ChildPlan, IdMap};
 use super::process::{Process, open_pidfd};
 use crate::cgroup::Join;
-use crate::launch::LaunchError;
-use crate::launch::message::{self, GO, Report};
+use crate::launch::message::{self, GO, Report, Task};
+use crate::launch::{Launch, LaunchError};
 use crate::stdio::{Pipes, Stdio};
 
 /// Why a process could not be started.
@@ -37,6 +39,9 @@ pub enum SpawnError {
         /// The request brought it about.
         bad_request: bool,
     },
+    /// A hook that belongs to the creation.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The child went away without a word: killed, most likely by the OOM killer.
     #[error("Process died before it was ready")]
     Died,
@@ -56,6 +61,8 @@ pub struct Request<'a> {
     pub cgroup: Join,
     /// For a new user namespace.
     pub maps: Option<(&'a [IdMap], &'a [IdMap])>,
+    /// To be run when the child asks for it.
+    pub hooks: Option<&'a ContainerHooks>,
 }
 
 /// A process that is ready (a container's first one) or already runs (an exec).
@@ -66,13 +73,15 @@ pub struct Spawned {
     pub control: UnixStream,
 }
 
-/// Starts a process and waits until it is ready.
+/// Starts a process and waits until it is ready. May be given up at any await:
+/// the child is dead or dying then, as after an error.
 ///
 /// # Errors
 /// [`SpawnError`]; the child is dead or dying then.
 pub async fn spawn(engine: &Engine, request: Request<'_>) -> Result<Spawned, SpawnError> {
     let prepare = |what| move |error: io::Error| SpawnError::Prepare(what, error);
     let terminal = request.plan.process.terminal;
+    let passed = engine.arrivals.take(request.plan.process.ports).await;
     let pipes = if terminal {
         None
     } else {
@@ -88,15 +97,14 @@ pub async fn spawn(engine: &Engine, request: Request<'_>) -> Result<Spawned, Spa
         Join::V2(directory) => Some(directory.as_fd()),
         Join::V1(_) | Join::None => None,
     };
-    let pid = engine
-        .launcher
-        .launch(
-            request.clone_flags,
-            theirs.as_fd(),
-            request.pid_namespace,
-            into,
-        )
-        .await?;
+    let launch = Launch {
+        task: Task::Process,
+        namespaces: request.clone_flags,
+        control: theirs.as_fd(),
+        pid_namespace: request.pid_namespace,
+        cgroup: into,
+    };
+    let pid = engine.launcher.launch(&launch).await?;
     let exit = expectation.claim(pid);
     drop(theirs);
     // Unless it was reaped, its pid is its own; if it was, it is dead.
@@ -107,12 +115,16 @@ pub async fn spawn(engine: &Engine, request: Request<'_>) -> Result<Spawned, Spa
     send_plan(&control, &request, ends)
         .await
         .map_err(prepare("plan"))?;
-    let master = converse(&control, &request, pid).await?;
+    let master = converse(engine, &control, &request, pid).await?;
     let pidfd = unfinished.pidfd.take().ok_or(SpawnError::Died)?;
     let stdio = match (pipes, master) {
         (Some(pipes), _) => Stdio::of_pipes(pipes, &exit),
         (None, Some(master)) => Stdio::of_terminal(master, &exit),
         (None, None) => return Err(SpawnError::Died),
+    };
+    let stdio = match passed {
+        Some(passed) => stdio.and_then(|stdio| stdio.pass(passed, &exit)),
+        None => stdio,
     };
     let process = Process::new(pid, pidfd, exit, stdio.map_err(prepare("streams"))?);
     Ok(Spawned {
@@ -140,14 +152,26 @@ async fn send_plan(
     request: &Request<'_>,
     ends: Option<crate::stdio::ChildEnds>,
 ) -> io::Result<()> {
-    let frame = message::encode_frame(&request.plan)?;
     let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
     fds.extend(ends.iter().flat_map(|ends| ends.0.iter().map(AsFd::as_fd)));
     fds.extend(&request.joins);
     if let Join::V1(files) = &request.cgroup {
         fds.extend(files.iter().map(AsFd::as_fd));
     }
-    let send = || message::send_with_fds(control.as_raw_fd(), &frame, &fds);
+    send_frame(control, &request.plan, &fds).await
+}
+
+/// Sends one frame with descriptors attached.
+///
+/// # Errors
+/// The error of the socket or of the encoder.
+pub async fn send_frame<T: Serialize>(
+    control: &UnixStream,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let frame = message::encode_frame(message)?;
+    let send = || message::send_with_fds(control.as_raw_fd(), &frame, fds);
     let mut sent = control.async_io(Interest::WRITABLE, send).await?;
     while sent < frame.len() {
         let rest = &frame[sent..];
@@ -162,25 +186,36 @@ async fn send_plan(
 
 /// Answers the child until it is ready; the master of its terminal, if it has one.
 async fn converse(
+    engine: &Engine,
     control: &UnixStream,
     request: &Request<'_>,
     pid: nix::unistd::Pid,
 ) -> Result<Option<OwnedFd>, SpawnError> {
+    let go_on = |what| move |error: io::Error| SpawnError::Prepare(what, error);
+    let mut reports = Reports::new(control);
     loop {
-        match receive(control).await {
-            Ok(Some((Report::NeedsIdMaps, _))) => {
-                write_maps(pid, request.maps).map_err(|e| SpawnError::Prepare("id maps", e))?;
-                go(control).map_err(|e| SpawnError::Prepare("id maps", e))?;
+        match reports.next().await {
+            Ok(Some(Report::NeedsIdMaps)) => {
+                write_maps(pid, request.maps).map_err(go_on("id maps"))?;
+                go(control).map_err(go_on("id maps"))?;
             }
-            Ok(Some((Report::Ready, master))) => return Ok(master.into_iter().next()),
-            Ok(Some((
-                Report::Failed {
-                    step,
-                    error,
-                    bad_request,
-                },
-                _,
-            ))) => {
+            Ok(Some(Report::NeedsHooks)) => {
+                if let Some(hooks) = request.hooks {
+                    hooks
+                        .run(engine, Point::Creation, Some(pid.as_raw()))
+                        .await?;
+                }
+                go(control).map_err(go_on("hooks"))?;
+            }
+            Ok(Some(Report::HookSaid { hook, output })) => {
+                log::debug!("Hook '{hook}': {output}");
+            }
+            Ok(Some(Report::Ready)) => return Ok(reports.fds.into_iter().next()),
+            Ok(Some(Report::Failed {
+                step,
+                error,
+                bad_request,
+            })) => {
                 return Err(SpawnError::Step {
                     step,
                     error,
@@ -202,28 +237,53 @@ pub fn go(control: &UnixStream) -> io::Result<()> {
     message::send_with_fds(control.as_raw_fd(), &[GO], &[]).map(drop)
 }
 
-/// The next report, or `None` when the child has closed its end.
-///
-/// # Errors
-/// `UnexpectedEof` for half a report, `InvalidData` for none.
-pub async fn receive(control: &UnixStream) -> io::Result<Option<(Report, Vec<OwnedFd>)>> {
-    let (mut bytes, mut fds) = (Vec::new(), Vec::new());
-    loop {
+/// What a child says, message by message; several may arrive at once.
+pub struct Reports<'a> {
+    control: &'a UnixStream,
+    bytes: Vec<u8>,
+    /// The descriptors that came along with any of them.
+    fds: Vec<OwnedFd>,
+}
+
+impl<'a> Reports<'a> {
+    /// Of the child at the other end.
+    #[must_use]
+    pub fn new(control: &'a UnixStream) -> Self {
+        Self {
+            control,
+            bytes: Vec::new(),
+            fds: Vec::new(),
+        }
+    }
+
+    /// The next message, or `None` when the child has closed its end.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` for half a message, `InvalidData` for none.
+    pub async fn next<T: for<'b> Deserialize<'b>>(&mut self) -> io::Result<Option<T>> {
+        loop {
+            if let Some((message, used)) = message::decode_frame(&self.bytes)? {
+                self.bytes.drain(..used);
+                return Ok(Some(message));
+            }
+            match self.receive().await? {
+                0 if self.bytes.is_empty() => return Ok(None),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ => {}
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> io::Result<usize> {
         let mut buffer = [0; 4096];
-        let read = || message::receive_with_fds(control.as_raw_fd(), &mut buffer);
-        let (length, received) = match control.async_io(Interest::READABLE, read).await {
+        let read = || message::receive_with_fds(self.control.as_raw_fd(), &mut buffer);
+        let (length, received) = match self.control.async_io(Interest::READABLE, read).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, Vec::new()),
             other => other?,
         };
-        fds.extend(received);
-        match length {
-            0 if bytes.is_empty() => return Ok(None),
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => bytes.extend_from_slice(&buffer[..length]),
-        }
-        if let Some(report) = message::decode_frame(&bytes)? {
-            return Ok(Some((report, fds)));
-        }
+        self.fds.extend(received);
+        self.bytes.extend_from_slice(&buffer[..length]);
+        Ok(length)
     }
 }
 

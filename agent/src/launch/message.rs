@@ -5,8 +5,9 @@
 //! Agent to launcher: one fixed [`Order`] with descriptors. Launcher to agent:
 //! one fixed [`Receipt`]. Agent to child, over the child's own control socket:
 //! the [`ChildPlan`](crate::container::plan::ChildPlan), then single bytes.
-//! Child to agent: one [`Report`]. Both ends are the same binary, so the
-//! encoding (postcard) needs no versions.
+//! Child to agent: [`Report`]s. A child that is to run a hook gets a
+//! [`HookOrder`] instead and answers with the hook's [`HookEnd`]. Both ends are
+//! the same binary, so the encoding (postcard) needs no versions.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -17,11 +18,13 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
+use crate::container::plan::Hook;
+
 /// Descriptors that one message can carry (`SCM_MAX_FD` is 253).
 pub const MAX_FDS: usize = 64;
 
-/// The byte by which the agent tells a child to go on (id maps written, or
-/// StartContainer called).
+/// The byte by which the agent tells a child to go on (id maps written, hooks
+/// run, or StartContainer called).
 pub const GO: u8 = 1;
 
 /// A plan larger than this is refused: a request is at most 4 MiB on the wire.
@@ -38,6 +41,17 @@ pub struct Order {
     pub joins_pid: bool,
     /// The last descriptor is a cgroup v2 directory.
     pub into_cgroup: bool,
+    /// What the child is for.
+    pub task: Task,
+}
+
+/// What a child is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// Becomes a process of a container, by a plan.
+    Process,
+    /// Runs one hook in the guest and ends.
+    Hook,
 }
 
 /// The launcher's answer to an [`Order`].
@@ -60,12 +74,22 @@ pub enum LaunchStep {
     Clone,
 }
 
-/// What a child says of itself: exactly one of these, then the socket closes
-/// when the program has been executed.
+/// What a child says of itself: at the end exactly one `Ready` or `Failed`,
+/// then the socket closes when the program has been executed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
     /// Waits for its user and group id maps.
     NeedsIdMaps,
+    /// Waits for the hooks that run in the guest: the namespaces are there and
+    /// the container's root is still beside the guest's.
+    NeedsHooks,
+    /// A hook of the child's own has said something.
+    HookSaid {
+        /// Its path.
+        hook: String,
+        /// The beginning of its output.
+        output: String,
+    },
     /// Everything but the execution is done. With a terminal its master side
     /// comes along as a descriptor.
     Ready,
@@ -78,6 +102,24 @@ pub enum Report {
         /// The request was wrong rather than the guest.
         bad_request: bool,
     },
+}
+
+/// A hook to be run in the guest, and its standard input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookOrder {
+    /// The program.
+    pub hook: Hook,
+    /// The container's OCI state.
+    pub state: String,
+}
+
+/// What became of a hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookEnd {
+    /// What went wrong, if anything.
+    pub failure: Option<String>,
+    /// The beginning of its output.
+    pub output: String,
 }
 
 /// Sends `bytes` as one piece with `fds` attached to its first byte.
@@ -154,11 +196,12 @@ pub fn encode_frame<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Decodes a frame of [`encode_frame`]; `None` while it is not complete.
+/// Decodes the first frame of [`encode_frame`] and tells how many bytes it took;
+/// `None` while it is not complete.
 ///
 /// # Errors
 /// `InvalidData` for a frame that cannot be decoded.
-pub fn decode_frame<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> io::Result<Option<T>> {
+pub fn decode_frame<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> io::Result<Option<(T, usize)>> {
     let Some((head, body)) = bytes.split_first_chunk::<4>() else {
         return Ok(None);
     };
@@ -168,7 +211,7 @@ pub fn decode_frame<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> io::Result<Opti
     }
     match body.get(..length) {
         Some(body) => postcard::from_bytes(body)
-            .map(Some)
+            .map(|message| Some((message, 4 + length)))
             .map_err(|_| io::ErrorKind::InvalidData.into()),
         None => Ok(None),
     }

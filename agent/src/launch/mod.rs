@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -21,7 +22,7 @@ use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
-use message::{LaunchStep, Order, Receipt};
+use message::{LaunchStep, Order, Receipt, Task};
 
 /// The word on its command line by which the agent's binary knows that it is
 /// the launcher.
@@ -47,7 +48,29 @@ pub enum LaunchError {
     },
 }
 
+/// How long an order may take: clones do not wait for anything, so a launcher
+/// that does not answer is stuck in the kernel, and others wait behind it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One process to be cloned.
+pub struct Launch<'a> {
+    /// What it is for.
+    pub task: Task,
+    /// `CLONE_NEW*` bits.
+    pub namespaces: u64,
+    /// The child's end of the socket over which it gets its plan.
+    pub control: BorrowedFd<'a>,
+    /// Pid namespace to be born in.
+    pub pid_namespace: Option<BorrowedFd<'a>>,
+    /// Cgroup v2 directory to be born in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
 /// Starts processes; one per agent.
+///
+/// Its socket carries one order at a time, and is taken out for that long: an
+/// order whose caller goes away in the middle takes the launcher with it, so
+/// that no answer ever reaches the wrong caller.
 #[derive(Default)]
 pub struct Launcher {
     socket: Mutex<Option<AsyncFd<OwnedFd>>>,
@@ -67,46 +90,42 @@ impl Launcher {
         Ok(())
     }
 
-    /// Has one process cloned and returns its pid. The process then reads its
-    /// plan from the other end of `control`.
+    /// Has one process cloned and returns its pid. The process then reads what
+    /// it is to do from the other end of `control`.
     ///
     /// # Errors
     /// Any [`LaunchError`]; after [`LaunchError::Lost`] the next call starts a
     /// new launcher.
-    pub async fn launch(
-        &self,
-        namespaces: u64,
-        control: BorrowedFd<'_>,
-        pid_namespace: Option<BorrowedFd<'_>>,
-        cgroup: Option<BorrowedFd<'_>>,
-    ) -> Result<Pid, LaunchError> {
+    pub async fn launch(&self, wanted: &Launch<'_>) -> Result<Pid, LaunchError> {
         let order = Order {
-            namespaces,
-            joins_pid: pid_namespace.is_some(),
-            into_cgroup: cgroup.is_some(),
+            namespaces: wanted.namespaces,
+            joins_pid: wanted.pid_namespace.is_some(),
+            into_cgroup: wanted.cgroup.is_some(),
+            task: wanted.task,
         };
-        let mut fds = vec![control];
-        fds.extend(pid_namespace);
-        fds.extend(cgroup);
+        let mut fds = vec![wanted.control];
+        fds.extend(wanted.pid_namespace);
+        fds.extend(wanted.cgroup);
         let mut socket = self.socket.lock().await;
         let delivered = socket
-            .as_ref()
-            .is_some_and(|running| send(running, order, &fds).is_ok());
-        if !delivered {
+            .take()
+            .filter(|running| send(running, order, &fds).is_ok());
+        let running = match delivered {
+            Some(running) => running,
             // The first order, or the launcher died since the last one: then
             // nothing of this one has arrived anywhere.
-            let fresh = start().map_err(LaunchError::Start)?;
-            send(&fresh, order, &fds).map_err(LaunchError::Lost)?;
-            *socket = Some(fresh);
-        }
-        let answer = match socket.as_ref() {
-            Some(running) => receive(running).await,
-            None => Err(io::ErrorKind::NotConnected.into()),
+            None => {
+                let fresh = start().map_err(LaunchError::Start)?;
+                send(&fresh, order, &fds).map_err(LaunchError::Lost)?;
+                fresh
+            }
         };
-        if answer.is_err() {
-            *socket = None;
-        }
-        match answer.map_err(LaunchError::Lost)? {
+        let answer = tokio::time::timeout(PATIENCE, receive(&running))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(LaunchError::Lost)?;
+        *socket = Some(running);
+        match answer {
             Receipt::Started(pid) => Ok(Pid::from_raw(pid)),
             Receipt::Failed(step, errno) => Err(LaunchError::Refused {
                 step,

@@ -19,7 +19,7 @@ use nix::sys::signal::{
 };
 
 use super::clone::{Side, clone3};
-use super::message::{LaunchStep, Order, Receipt, receive_with_fds, send_with_fds};
+use super::message::{LaunchStep, Order, Receipt, Task, receive_with_fds, send_with_fds};
 use crate::container::child;
 
 /// Serves orders from the socket until the agent closes it, then exits with 0.
@@ -28,6 +28,9 @@ pub fn serve(socket: OwnedFd) -> ! {
     if let Err(error) = settle() {
         log::error!("The launcher cannot set itself up: {error}");
         std::process::exit(1);
+    }
+    if let Err(error) = child::floor::lay() {
+        log::warn!("Containers' roots lie right above the initramfs: {error}");
     }
     let own_pid_namespace = match File::open("/proc/self/ns/pid") {
         Ok(file) => file,
@@ -109,7 +112,10 @@ fn start(order: Order, control: OwnedFd, cgroup: Option<OwnedFd>) -> Receipt {
     // before anything could have started another.
     match unsafe { clone3(order.namespaces, cgroup.as_ref().map(AsFd::as_fd)) } {
         Ok(Side::Parent(pid)) => Receipt::Started(pid.as_raw()),
-        Ok(Side::Child) => child::become_process(UnixStream::from(control)),
+        Ok(Side::Child) => match order.task {
+            Task::Process => child::become_process(UnixStream::from(control)),
+            Task::Hook => child::hooks::run_for_agent(UnixStream::from(control)),
+        },
         Err(error) => Receipt::Failed(LaunchStep::Clone, error.raw_os_error().unwrap_or(0)),
     }
 }

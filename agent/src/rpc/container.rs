@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CreateContainer, StartContainer, RemoveContainer.
+//! CreateContainer, StartContainer, UpdateContainer, PauseContainer,
+//! ResumeContainer, GetDiagnosticData, RemoveContainer.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocols::agent::{CreateContainerRequest, RemoveContainerRequest, StartContainerRequest};
-use protocols::convert::spec_from_wire;
+use oci_spec::runtime::Spec;
+use protocols::agent::{
+    CreateContainerRequest, GetDiagnosticDataRequest, GetDiagnosticDataResponse,
+    RemoveContainerRequest, StartContainerRequest, UpdateContainerRequest,
+};
+use protocols::convert::{resources_from_wire, spec_from_wire};
 use protocols::empty::Empty;
 use ttrpc::Code;
 
-use super::status::{Coded, failure, lifecycle, missing};
+use super::status::{Coded, chain, failure, lifecycle, missing};
 use crate::container::bundle;
-use crate::container::plan::{ContainerId, PlanError, spec};
+use crate::container::plan::{ContainerId, PlanError, id::shorten, spec};
 use crate::sandbox::{CreatePlan, Sandbox, SandboxError};
 use crate::storage::StoragePlan;
 
@@ -19,7 +25,7 @@ pub async fn create(
     sandbox: &Arc<Sandbox>,
     request: CreateContainerRequest,
 ) -> ttrpc::Result<Empty> {
-    let plan = plan(request)?;
+    let plan = plan(sandbox, request)?;
     sandbox
         .create_container(plan)
         .await
@@ -27,34 +33,101 @@ pub async fn create(
     Ok(Empty::new())
 }
 
-fn plan(request: CreateContainerRequest) -> ttrpc::Result<CreatePlan> {
+fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<CreatePlan> {
     let id = ContainerId::parse(&request.container_id).map_err(Coded::status)?;
     let wire = request.OCI.as_ref().ok_or_else(|| missing("OCI"))?;
-    let oci = spec_from_wire(wire).map_err(|e| PlanError::from(e).status())?;
+    let mut oci = spec_from_wire(wire).map_err(|e| PlanError::from(e).status())?;
     if !request.devices.is_empty() {
         return Err(PlanError::Unsupported("devices are").status());
     }
     if !request.shared_mounts.is_empty() {
         return Err(PlanError::Unsupported("shared_mounts are").status());
     }
-    refuse_passfd([request.stdin_port, request.stdout_port, request.stderr_port])?;
+    let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
+    let ports = passed_ports(sandbox, ports)?;
     let bundle = bundle::path_of(&id);
     let storages = request
         .storages
         .into_iter()
         .map(|storage| StoragePlan::from_wire(&storage, Some(&bundle)));
+    let container = spec::plan(id, &oci, request.sandbox_pidns);
+    let mut container = container.map_err(Coded::status)?;
+    container.process.ports = ports;
     Ok(CreatePlan {
         storages: storages.collect::<Result<_, _>>().map_err(Coded::status)?,
-        container: spec::plan(id, &oci, request.sandbox_pidns).map_err(Coded::status)?,
+        container,
+        config: (sandbox.has_guest_hooks() || oci.hooks().is_some())
+            .then(|| config(&mut oci, &bundle))
+            .transpose()?,
     })
 }
 
-pub fn start(sandbox: &Sandbox, request: &StartContainerRequest) -> ttrpc::Result<Empty> {
+/// The specification as hooks find it in the bundle: with the root that is there.
+fn config(oci: &mut Spec, bundle: &Path) -> ttrpc::Result<String> {
+    if let Some(root) = oci.root_mut() {
+        root.set_path(bundle.join("rootfs"));
+    }
+    serde_json::to_string(oci).map_err(|e| failure(Code::INTERNAL, &chain(&e)))
+}
+
+pub async fn start(
+    sandbox: &Arc<Sandbox>,
+    request: &StartContainerRequest,
+) -> ttrpc::Result<Empty> {
+    let started = sandbox.start(&request.container_id);
+    started.await.map_err(lifecycle)?;
+    Ok(Empty::new())
+}
+
+pub async fn update(sandbox: &Sandbox, request: &UpdateContainerRequest) -> ttrpc::Result<Empty> {
+    let container = sandbox
+        .container(&request.container_id)
+        .map_err(Coded::status)?;
+    let Some(wire) = request.resources.as_ref() else {
+        return Ok(Empty::new());
+    };
+    let resources = resources_from_wire(wire).map_err(|e| PlanError::from(e).status())?;
+    // Some of the limits or all: not to be left half-way by a caller that goes away.
+    let work = async move { container.update(resources).await };
+    let updated = tokio::spawn(work).await;
+    updated
+        .map_err(|_| SandboxError::Task.status())?
+        .map_err(Coded::status)?;
+    Ok(Empty::new())
+}
+
+pub async fn pause(sandbox: &Sandbox, id: &str) -> ttrpc::Result<Empty> {
+    sandbox.pause(id).await.map_err(Coded::status)?;
+    Ok(Empty::new())
+}
+
+pub fn resume(sandbox: &Sandbox, id: &str) -> ttrpc::Result<Empty> {
+    let container = sandbox.container(id).map_err(Coded::status)?;
+    container.resume().map_err(Coded::status)?;
+    Ok(Empty::new())
+}
+
+/// The one kind of data that hosts ask for.
+const TERMINATION_LOG: &str = "termination_log";
+
+pub async fn diagnostics(
+    sandbox: &Sandbox,
+    request: &GetDiagnosticDataRequest,
+) -> ttrpc::Result<GetDiagnosticDataResponse> {
+    if request.log_type != TERMINATION_LOG {
+        let text = format!(
+            "unsupported diagnostic log_type: {}",
+            shorten(&request.log_type)
+        );
+        return Err(failure(Code::INVALID_ARGUMENT, &text));
+    }
     let container = sandbox
         .container(&request.container_id)
         .map_err(lifecycle)?;
-    container.start().map_err(Coded::status)?;
-    Ok(Empty::new())
+    Ok(GetDiagnosticDataResponse {
+        data: container.termination_log().await.map_err(Coded::status)?,
+        ..Default::default()
+    })
 }
 
 pub async fn remove(
@@ -82,11 +155,12 @@ pub async fn remove(
     Ok(Empty::new())
 }
 
-/// Streams that the host would pass over sockets of their own (protocol
-/// section 11.5): leaving them out silently would lose them.
-pub fn refuse_passfd(ports: [u32; 3]) -> ttrpc::Result<()> {
-    if ports == [0; 3] {
-        return Ok(());
+/// Streams over connections of their own (protocol section 11.5) need a port to
+/// come in by: leaving them out silently would lose them.
+pub fn passed_ports(sandbox: &Sandbox, ports: [u32; 3]) -> ttrpc::Result<[u32; 3]> {
+    if ports == [0; 3] || sandbox.arrivals().is_open() {
+        return Ok(ports);
     }
-    Err(PlanError::Unsupported("Streams over ports of their own are").status())
+    let what = "Streams over ports of their own, without agent.passfd_listener_port, are";
+    Err(PlanError::Unsupported(what).status())
 }

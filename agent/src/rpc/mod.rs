@@ -14,6 +14,7 @@ pub mod missing;
 mod network;
 mod process;
 mod sandbox;
+mod stats;
 pub mod status;
 mod stdio;
 
@@ -95,7 +96,39 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: StartContainerRequest,
     ) -> Reply<Empty> {
-        container::start(&self.sandbox, &request)
+        container::start(&self.sandbox, &request).await
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> Reply<Empty> {
+        container::update(&self.sandbox, &request).await
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: PauseContainerRequest,
+    ) -> Reply<Empty> {
+        container::pause(&self.sandbox, &request.container_id).await
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: ResumeContainerRequest,
+    ) -> Reply<Empty> {
+        container::resume(&self.sandbox, &request.container_id)
+    }
+
+    async fn get_diagnostic_data(
+        &self,
+        _: &TtrpcContext,
+        request: GetDiagnosticDataRequest,
+    ) -> Reply<GetDiagnosticDataResponse> {
+        container::diagnostics(&self.sandbox, &request).await
     }
 
     async fn remove_container(
@@ -156,6 +189,18 @@ impl AgentService for Agent {
 
     async fn tty_win_resize(&self, _: &TtrpcContext, request: TtyWinResizeRequest) -> Reply<Empty> {
         stdio::resize(&self.sandbox, &request)
+    }
+
+    async fn stats_container(
+        &self,
+        _: &TtrpcContext,
+        request: StatsContainerRequest,
+    ) -> Reply<StatsContainerResponse> {
+        stats::container(&self.sandbox, &request).await
+    }
+
+    async fn get_oom_event(&self, _: &TtrpcContext, _: GetOOMEventRequest) -> Reply<OOMEvent> {
+        stats::oom_event(&self.sandbox).await
     }
 
     async fn list_interfaces(

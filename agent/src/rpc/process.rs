@@ -9,17 +9,19 @@ use protocols::agent::{
 use protocols::convert::process_from_wire;
 use protocols::empty::Empty;
 
-use super::container::refuse_passfd;
+use super::container::passed_ports;
 use super::status::{Coded, lifecycle, missing};
 use crate::container::plan::{ExecId, PlanError, process};
 use crate::sandbox::Sandbox;
 
 pub async fn exec(sandbox: &Arc<Sandbox>, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
     let id = ExecId::parse(&request.exec_id).map_err(Coded::status)?;
-    refuse_passfd([request.stdin_port, request.stdout_port, request.stderr_port])?;
+    let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
+    let ports = passed_ports(sandbox, ports)?;
     let wire = request.process.as_ref().ok_or_else(|| missing("process"))?;
     let oci = process_from_wire(wire).map_err(|e| PlanError::from(e).status())?;
-    let plan = process::plan(&oci).map_err(Coded::status)?;
+    let mut plan = process::plan(&oci).map_err(Coded::status)?;
+    plan.ports = ports;
     sandbox
         .exec(&request.container_id, id, plan)
         .await
@@ -52,7 +54,10 @@ pub async fn wait(
         .process(&request.container_id, &request.exec_id)
         .map_err(Coded::status)?;
     let status = process.wait().await;
-    container.forget(&request.exec_id);
+    if status == 128 + libc::SIGKILL {
+        sandbox.oom().look(container.id().as_str()).await;
+    }
+    container.forget(&process);
     Ok(WaitProcessResponse {
         status,
         ..Default::default()

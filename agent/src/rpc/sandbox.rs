@@ -18,14 +18,6 @@ pub async fn create(sandbox: &Arc<Sandbox>, request: CreateSandboxRequest) -> tt
 }
 
 fn plan(request: CreateSandboxRequest) -> Result<SandboxPlan, SandboxError> {
-    if !request.guest_hook_path.is_empty() {
-        // The reference logs what goes wrong with guest hooks, no more; so a
-        // host that configured them still gets its sandbox.
-        log::warn!(
-            "Guest hooks in '{}' are not run: not supported yet",
-            request.guest_hook_path
-        );
-    }
     let modules = request
         .kernel_modules
         .into_iter()
@@ -34,6 +26,7 @@ fn plan(request: CreateSandboxRequest) -> Result<SandboxPlan, SandboxError> {
         id: request.sandbox_id,
         hostname: request.hostname,
         dns: request.dns,
+        hook_path: request.guest_hook_path,
         modules: modules.collect::<Result<_, _>>()?,
         storages: request
             .storages

@@ -9,6 +9,7 @@ use std::error::Error;
 use ttrpc::{Code, get_status};
 
 use crate::container::ContainerError;
+use crate::container::hooks::HookError;
 use crate::container::plan::PlanError;
 use crate::container::spawn::SpawnError;
 use crate::container::state::StateError;
@@ -102,9 +103,11 @@ impl Coded for ContainerError {
     fn code(&self) -> Code {
         match self {
             Self::State {
-                source: StateError::AlreadyStarted | StateError::Dead | StateError::Removing,
+                source: StateError::NotPausable(_) | StateError::NotPaused(_),
                 ..
-            } => Code::FAILED_PRECONDITION,
+            } => Code::INTERNAL,
+            Self::State { .. } | Self::GivenUp(_) => Code::FAILED_PRECONDITION,
+            Self::Hook(error) => error.code(),
             Self::ExecExists(_) => Code::ALREADY_EXISTS,
             Self::Bundle(error) => bad_if(error.is_bad_input()),
             Self::Cgroup(error) => bad_if(error.is_bad_input()),
@@ -112,7 +115,11 @@ impl Coded for ContainerError {
             Self::Namespace { bad_request, .. } => bad_if(*bad_request),
             Self::NoSharedPid => Code::FAILED_PRECONDITION,
             Self::Signal { source, .. } => bad_if(source.raw_os_error() == Some(libc::EINVAL)),
-            Self::Stuck(_) | Self::Task(_) => Code::INTERNAL,
+            Self::Start { .. }
+            | Self::Diagnostics(_)
+            | Self::NotFrozen(_)
+            | Self::Stuck(_)
+            | Self::Task(_) => Code::INTERNAL,
         }
     }
 }
@@ -121,6 +128,7 @@ impl Coded for SpawnError {
     fn code(&self) -> Code {
         match self {
             Self::Step { bad_request, .. } => bad_if(*bad_request),
+            Self::Hook(error) => error.code(),
             Self::Launch(
                 LaunchError::Start(_) | LaunchError::Lost(_) | LaunchError::Refused { .. },
             )
@@ -130,10 +138,17 @@ impl Coded for SpawnError {
     }
 }
 
+impl Coded for HookError {
+    fn code(&self) -> Code {
+        bad_if(matches!(self, Self::Path { .. }))
+    }
+}
+
 impl Coded for StdioError {
     fn code(&self) -> Code {
         match self {
             Self::NoTerminal => Code::UNAVAILABLE,
+            Self::Passed => Code::FAILED_PRECONDITION,
             Self::InputClosed | Self::Io(..) => Code::INTERNAL,
         }
     }

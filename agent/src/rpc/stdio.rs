@@ -25,7 +25,7 @@ pub async fn write(
     let (_, process) = sandbox
         .process(&request.container_id, &request.exec_id)
         .map_err(lifecycle)?;
-    let input = process.stdio().input();
+    let input = process.stdio().input().map_err(Coded::status)?;
     if request.data.is_empty() {
         // runtime-rs ends standard input this way and never calls CloseStdin.
         input.close().await;
@@ -66,7 +66,7 @@ pub async fn close(sandbox: &Sandbox, request: &CloseStdinRequest) -> ttrpc::Res
     let (_, process) = sandbox
         .process(&request.container_id, &request.exec_id)
         .map_err(Coded::status)?;
-    process.stdio().input().close().await;
+    process.stdio().close_input().await;
     Ok(Empty::new())
 }
 

@@ -3,24 +3,27 @@
 //!
 //! Its one lock guards maps and is never held across anything that can wait.
 
+mod containers;
 mod dns;
 pub mod modules;
 mod namespaces;
+mod oom;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::children::Children;
 use crate::config::Config;
-use crate::container::plan::{
-    ContainerId, ContainerPlan, ExecId, Namespace, NamespaceSource, ProcessPlan,
-};
-use crate::container::{Container, ContainerError, Engine, Process, Shared, bundle};
+use crate::container::plan::{ContainerId, ContainerPlan, Hooks};
+use crate::container::{Container, ContainerError, Engine, Process, Shared, bundle, hooks};
+use crate::rpc::status::chain;
+use crate::stdio::Arrivals;
 use crate::storage::{StorageError, StoragePlan, Storages};
 pub use modules::{KernelModule, ModuleError};
+pub use oom::OomEvents;
 
 /// What can go wrong between the RPCs and the containers.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +80,8 @@ pub struct SandboxPlan {
     pub storages: Vec<StoragePlan>,
     /// Loaded in order, before anything else.
     pub modules: Vec<KernelModule>,
+    /// Directory of the guest's own hooks; none if empty.
+    pub hook_path: String,
 }
 
 /// What CreateContainer asks for.
@@ -85,10 +90,13 @@ pub struct CreatePlan {
     pub container: ContainerPlan,
     /// Mounted first, in order.
     pub storages: Vec<StoragePlan>,
+    /// `config.json` of the bundle, if there are hooks.
+    pub config: Option<String>,
 }
 
 enum Slot {
-    Reserved,
+    /// Being created; true tells it that nobody wants it any more.
+    Reserved(watch::Sender<bool>),
     Taken(Arc<Container>),
 }
 
@@ -97,6 +105,7 @@ struct Registry {
     id: Option<String>,
     ending: bool,
     shared: Shared,
+    guest_hooks: Arc<Hooks>,
     containers: HashMap<String, Slot>,
 }
 
@@ -109,6 +118,9 @@ pub struct Sandbox {
     engine: Engine,
     storages: Storages,
     registry: Mutex<Registry>,
+    oom: Arc<OomEvents>,
+    /// Told when a creation has ended, well or not.
+    settled: Notify,
     end: watch::Sender<bool>,
 }
 
@@ -122,6 +134,8 @@ impl Sandbox {
             engine,
             storages,
             registry,
+            oom: Arc::default(),
+            settled: Notify::new(),
             end: watch::Sender::new(false),
         })
     }
@@ -129,6 +143,16 @@ impl Sandbox {
     fn registry(&self) -> MutexGuard<'_, Registry> {
         // Held for single map operations only; none leaves it half done.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connections that the host opened for streams of processes.
+    pub fn arrivals(&self) -> &Arc<Arrivals> {
+        &self.engine.arrivals
+    }
+
+    /// OOM kills in its containers.
+    pub fn oom(&self) -> &Arc<OomEvents> {
+        &self.oom
     }
 
     /// Ends when DestroySandbox has been answered.
@@ -175,71 +199,17 @@ impl Sandbox {
             self.release(SANDBOX_OWNER).await;
             return Err(SandboxError::Setup("DNS", error));
         }
+        let guest_hooks = scan_hooks(plan.hook_path).await;
         let mut registry = self.registry();
+        registry.guest_hooks = Arc::new(guest_hooks);
         registry.shared.ipc = Some(Arc::new(ipc));
         registry.shared.uts = Some(Arc::new(uts));
         Ok(())
     }
 
-    /// CreateContainer, to the end even if the caller goes away: the container
-    /// is complete or there is none.
-    ///
-    /// # Errors
-    /// [`SandboxError::ContainerExists`] before anything was done; else what
-    /// failed, all of it undone.
-    pub async fn create_container(self: &Arc<Self>, plan: CreatePlan) -> Result<(), SandboxError> {
-        let this = self.clone();
-        tokio::spawn(async move { this.create_container_now(plan).await })
-            .await
-            .map_err(|_| SandboxError::Task)?
-    }
-
-    async fn create_container_now(&self, plan: CreatePlan) -> Result<(), SandboxError> {
-        let id = plan.container.id.clone();
-        let shared = self.reserve(&plan.container)?;
-        let created = async {
-            self.storages.acquire(plan.storages, id.as_str()).await?;
-            let created = Container::create(&self.engine, plan.container, &shared).await;
-            if created.is_err() {
-                self.release(id.as_str()).await;
-            }
-            Ok::<_, SandboxError>(created?)
-        };
-        let created = created.await;
-        let mut registry = self.registry();
-        match created {
-            Ok(container) => {
-                let container = Arc::new(container);
-                if registry.shared.pid.is_none() {
-                    registry.shared.pid = container.pid_namespace();
-                }
-                registry
-                    .containers
-                    .insert(id.as_str().to_owned(), Slot::Taken(container));
-                Ok(())
-            }
-            Err(error) => {
-                registry.containers.remove(id.as_str());
-                Err(error)
-            }
-        }
-    }
-
-    fn reserve(&self, plan: &ContainerPlan) -> Result<Shared, SandboxError> {
-        let mut registry = self.registry();
-        if registry.ending {
-            return Err(SandboxError::Ending);
-        }
-        let id = plan.id.as_str();
-        if registry.containers.contains_key(id) {
-            return Err(SandboxError::ContainerExists(plan.id.clone()));
-        }
-        let shares_pid = plan.namespaces.get(&Namespace::Pid) == Some(&NamespaceSource::Sandbox);
-        if shares_pid && registry.shared.pid.is_none() && !registry.containers.is_empty() {
-            return Err(ContainerError::NoSharedPid.into());
-        }
-        registry.containers.insert(id.to_owned(), Slot::Reserved);
-        Ok(registry.shared.clone())
+    /// True if the guest has hooks of its own, which run for every container.
+    pub fn has_guest_hooks(&self) -> bool {
+        *self.registry().guest_hooks != Hooks::default()
     }
 
     /// A container by id.
@@ -273,73 +243,19 @@ impl Sandbox {
             }),
         }
     }
+}
 
-    /// ExecProcess, to the end even if the caller goes away.
-    ///
-    /// # Errors
-    /// What kept the process from running.
-    pub async fn exec(
-        self: &Arc<Self>,
-        container: &str,
-        id: ExecId,
-        plan: ProcessPlan,
-    ) -> Result<(), SandboxError> {
-        let (this, container) = (self.clone(), self.container(container)?);
-        let work = async move { container.exec(&this.engine, &id, plan).await };
-        Ok(tokio::spawn(work).await.map_err(|_| SandboxError::Task)??)
+/// What goes wrong with the guest's own hooks is only logged: a host that has
+/// configured some still gets its sandbox.
+async fn scan_hooks(path: String) -> Hooks {
+    if path.is_empty() {
+        return Hooks::default();
     }
-
-    /// RemoveContainer, to the end even if the caller goes away.
-    ///
-    /// # Errors
-    /// What could not be removed; the container stays known then.
-    pub async fn remove(self: &Arc<Self>, id: &str) -> Result<(), SandboxError> {
-        let (this, container) = (self.clone(), self.container(id)?);
-        let work = async move {
-            container.remove().await?;
-            this.release(container.id().as_str()).await;
-            let mut registry = this.registry();
-            registry.containers.remove(container.id().as_str());
-            Ok(())
-        };
-        tokio::spawn(work).await.map_err(|_| SandboxError::Task)?
-    }
-
-    async fn release(&self, owner: &str) {
-        for error in self.storages.release(owner).await {
-            log::warn!("{}", crate::rpc::status::chain(&error));
-        }
-    }
-
-    /// DestroySandbox, to the end even if the caller goes away, as hosts do:
-    /// every container is removed and every storage unmounted. What fails is
-    /// logged, since the VM ends anyway.
-    ///
-    /// # Errors
-    /// [`SandboxError::Ending`] for a second one.
-    pub async fn destroy(self: &Arc<Self>) -> Result<(), SandboxError> {
-        let ids: Vec<String> = {
-            let mut registry = self.registry();
-            if std::mem::replace(&mut registry.ending, true) {
-                return Err(SandboxError::Ending);
-            }
-            registry.containers.keys().cloned().collect()
-        };
-        let this = self.clone();
-        let work = async move { this.take_down(ids).await };
-        tokio::spawn(work).await.map_err(|_| SandboxError::Task)
-    }
-
-    async fn take_down(self: &Arc<Self>, containers: Vec<String>) {
-        for id in containers {
-            if let Err(error) = self.remove(&id).await {
-                let cause = crate::rpc::status::chain(&error);
-                log::warn!("Container {id} at the end of the sandbox: {cause}");
-            }
-        }
-        for error in self.storages.release_all().await {
-            log::warn!("{}", crate::rpc::status::chain(&error));
-        }
-        self.end.send_replace(true);
-    }
+    let place = std::path::PathBuf::from(&path);
+    let scanned = tokio::task::spawn_blocking(move || hooks::scan(&place)).await;
+    let result = scanned.unwrap_or_else(|error| Err(io::Error::other(error)));
+    result.unwrap_or_else(|error| {
+        log::warn!("Guest hooks in '{path}': {}", chain(&error));
+        Hooks::default()
+    })
 }

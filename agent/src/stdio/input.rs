@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Standard input: one writer at a time, in the order of the requests.
+//! Standard input: one writer at a time, in the order of the requests, and
+//! none after the process.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tokio::io::Interest;
+use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
 use super::StdioError;
+use crate::children::Exit;
 
 /// The agent's end of standard input.
 pub struct Input {
     stream: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
+    exit: Exit,
 }
 
 impl Input {
-    pub(super) fn new(stream: Arc<AsyncFd<OwnedFd>>) -> Self {
+    pub(super) fn new(stream: Option<Arc<AsyncFd<OwnedFd>>>, exit: Exit) -> Self {
         Self {
-            stream: Mutex::new(Some(stream)),
+            stream: Mutex::new(stream),
+            exit,
         }
     }
 
@@ -27,23 +31,31 @@ impl Input {
     ///
     /// # Errors
     /// [`StdioError::InputClosed`] after [`Self::close`]; `EPIPE` when the
-    /// process has closed its end.
+    /// process has closed its end, or has ended while a descendant that does
+    /// not read holds it open.
     pub async fn write(&self, data: &[u8]) -> Result<(), StdioError> {
         // The lock is fair: requests are written in the order they came.
         let stream = self.stream.lock().await;
         let Some(stream) = stream.as_ref() else {
             return Err(StdioError::InputClosed);
         };
+        let failed = |error| StdioError::Io("stdin", error);
+        let mut exit = self.exit.clone();
         let mut rest = data;
         while !rest.is_empty() {
-            let written = stream
-                .async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, rest)?))
-                .await
-                .map_err(|e| StdioError::Io("stdin", e))?;
-            if written == 0 {
-                return Err(StdioError::Io("stdin", io::ErrorKind::WriteZero.into()));
+            match nix::unistd::write(stream.get_ref(), rest) {
+                Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
+                Ok(written) => rest = &rest[written..],
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => tokio::select! {
+                    ready = stream.writable() => ready.map_err(failed)?.clear_ready(),
+                    // A closed channel means that the exit was seen and taken.
+                    _ = exit.wait_for(Option::is_some) => {
+                        return Err(failed(Errno::EPIPE.into()));
+                    }
+                },
+                Err(errno) => return Err(failed(errno.into())),
             }
-            rest = &rest[written..];
         }
         Ok(())
     }
@@ -53,5 +65,52 @@ impl Input {
     /// hang up on the session.
     pub async fn close(&self) {
         self.stream.lock().await.take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Pipes, Stdio};
+    use std::sync::Arc;
+    use tokio::sync::watch;
+
+    /// In the reference such a write lasts for ever, and holds the agent up.
+    #[tokio::test]
+    async fn bug_a_write_ends_with_the_process() {
+        let (sender, exit) = watch::channel(None);
+        let (pipes, ends) = Pipes::new(0).unwrap();
+        let stdio = Arc::new(Stdio::of_pipes(pipes, &exit).unwrap());
+        let write = tokio::spawn({
+            let stdio = stdio.clone();
+            async move { stdio.input().unwrap().write(&[7; 1 << 20]).await }
+        });
+        let close = tokio::spawn({
+            let stdio = stdio.clone();
+            async move { stdio.close_input().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!write.is_finished() && !close.is_finished());
+        // A descendant keeps its end open, and the pipe is full.
+        sender.send(Some(137)).unwrap();
+        assert!(write.await.unwrap().is_err());
+        close.await.unwrap();
+        drop(ends);
+    }
+
+    #[tokio::test]
+    async fn what_fits_is_written_for_a_descendant_too() {
+        let (sender, exit) = watch::channel(None);
+        let (pipes, ends) = Pipes::new(0).unwrap();
+        let stdio = Stdio::of_pipes(pipes, &exit).unwrap();
+        sender.send(Some(0)).unwrap();
+        stdio
+            .input()
+            .unwrap()
+            .write(b"for whom it may concern")
+            .await
+            .unwrap();
+        let mut buffer = [0; 64];
+        let length = nix::unistd::read(&ends.0[0], &mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"for whom it may concern");
     }
 }

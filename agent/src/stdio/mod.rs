@@ -4,6 +4,8 @@
 //! The kernel's pipe or terminal is the only buffer: a reader that stays away
 //! stops the process, never the agent.
 
+mod arrivals;
+mod copy;
 mod input;
 mod output;
 
@@ -17,6 +19,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 
 use crate::children::Exit;
+pub use arrivals::{Arrivals, Passed};
 pub use input::Input;
 pub use output::Output;
 
@@ -26,6 +29,9 @@ pub enum StdioError {
     /// Standard input was closed before.
     #[error("Standard input of the process is closed")]
     InputClosed,
+    /// The host has connections of its own for the streams.
+    #[error("Streams of the process are passed over ports of their own")]
+    Passed,
     /// The process has no terminal.
     #[error("Process has no terminal")]
     NoTerminal,
@@ -39,7 +45,8 @@ pub struct ChildEnds(pub [OwnedFd; 3]);
 
 /// The agent's ends.
 pub struct Stdio {
-    input: Input,
+    input: Arc<Input>,
+    passed: bool,
     stdout: Mutex<Option<Arc<Output>>>,
     stderr: Mutex<Option<Arc<Output>>>,
     terminal: Option<Arc<AsyncFd<OwnedFd>>>,
@@ -94,7 +101,11 @@ impl Stdio {
             )))))
         };
         Ok(Self {
-            input: Input::new(Arc::new(crate::watch::watch(pipes.stdin)?)),
+            input: Arc::new(Input::new(
+                Some(Arc::new(crate::watch::watch(pipes.stdin)?)),
+                exit.clone(),
+            )),
+            passed: false,
             stdout: output(pipes.stdout)?,
             stderr: output(pipes.stderr)?,
             terminal: None,
@@ -113,33 +124,82 @@ impl Stdio {
         )?;
         let master = Arc::new(crate::watch::watch(master)?);
         Ok(Self {
-            input: Input::new(master.clone()),
+            input: Arc::new(Input::new(Some(master.clone()), exit.clone())),
+            passed: false,
             stdout: Mutex::new(Some(Arc::new(Output::new(master.clone(), exit.clone())))),
             stderr: Mutex::new(None),
             terminal: Some(master),
         })
     }
 
+    /// Connects the streams with what the host opened for them: they are no
+    /// longer read and written by requests. Standard input without a connection
+    /// ends, output without one is thrown away.
+    ///
+    /// # Errors
+    /// When a connection cannot be polled.
+    pub fn pass(mut self, passed: Passed, exit: &Exit) -> io::Result<Self> {
+        self.passed = true;
+        let watch = |stream: Option<OwnedFd>| stream.map(crate::watch::watch).transpose();
+        let (stdin, stdout, stderr) = (
+            watch(passed.stdin)?,
+            watch(passed.stdout)?,
+            watch(passed.stderr)?,
+        );
+        match stdin {
+            Some(stream) => drop(tokio::spawn(copy::feed(
+                stream,
+                self.input.clone(),
+                exit.clone(),
+            ))),
+            None => self.input = Arc::new(Input::new(None, exit.clone())),
+        }
+        let is_terminal = self.terminal.is_some();
+        for (slot, stream) in [(&self.stdout, stdout), (&self.stderr, stderr)] {
+            let output = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(output) = output {
+                tokio::spawn(copy::drain(output, stream, exit.clone(), is_terminal));
+            }
+        }
+        Ok(self)
+    }
+
     /// Standard input.
-    #[must_use]
-    pub fn input(&self) -> &Input {
-        &self.input
+    ///
+    /// # Errors
+    /// [`StdioError::Passed`].
+    pub fn input(&self) -> Result<&Input, StdioError> {
+        self.unless_passed().map(|()| &*self.input)
+    }
+
+    /// Ends standard input, see [`Input::close`].
+    pub async fn close_input(&self) {
+        self.input.close().await;
+    }
+
+    fn unless_passed(&self) -> Result<(), StdioError> {
+        if self.passed {
+            return Err(StdioError::Passed);
+        }
+        Ok(())
     }
 
     /// Up to `limit` bytes of standard output; empty at its end, which also
     /// lets the descriptor go.
     ///
     /// # Errors
-    /// [`StdioError::Io`].
+    /// [`StdioError::Passed`], [`StdioError::Io`].
     pub async fn read_stdout(&self, limit: usize) -> Result<Vec<u8>, StdioError> {
+        self.unless_passed()?;
         read(&self.stdout, "stdout", limit).await
     }
 
     /// Up to `limit` bytes of standard error.
     ///
     /// # Errors
-    /// [`StdioError::Io`].
+    /// [`StdioError::Passed`], [`StdioError::Io`].
     pub async fn read_stderr(&self, limit: usize) -> Result<Vec<u8>, StdioError> {
+        self.unless_passed()?;
         read(&self.stderr, "stderr", limit).await
     }
 

@@ -21,8 +21,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// message must stay well below 4 MiB whatever length was asked for.
 const MAX_READ: usize = 1 << 20;
 
-/// First allocation; a reader usually finds less than this.
-const FIRST_READ: usize = 64 << 10;
+/// What is read for when nothing seems to be there.
+const LEAST_READ: usize = 256;
 
 /// The agent's end of an output stream.
 pub struct Output {
@@ -51,13 +51,9 @@ impl Output {
         }
         let _turn = self.turn.lock().await;
         let mut exit = self.exit.clone();
-        let mut buffer = vec![0; limit.min(self.capacity())];
         loop {
-            match nix::unistd::read(self.stream.get_ref(), &mut buffer) {
-                Ok(length) => {
-                    buffer.truncate(length);
-                    return Ok(buffer);
-                }
+            match self.take(limit) {
+                Ok(data) => return Ok(data),
                 // A terminal whose last user has gone.
                 Err(Errno::EIO) => return Ok(Vec::new()),
                 Err(Errno::EAGAIN) => {}
@@ -71,12 +67,17 @@ impl Output {
         }
     }
 
-    fn capacity(&self) -> usize {
-        let size = nix::fcntl::fcntl(self.stream.get_ref(), nix::fcntl::FcntlArg::F_GETPIPE_SZ);
-        size.map_or(FIRST_READ, |bytes| {
-            usize::try_from(bytes).unwrap_or(FIRST_READ)
-        })
-        .min(MAX_READ)
+    /// What is there now. Memory is taken for that only: thousands of reads may
+    /// wait at a time.
+    fn take(&self, limit: usize) -> nix::Result<Vec<u8>> {
+        let stream = self.stream.get_ref();
+        let there = rustix::io::ioctl_fionread(stream).unwrap_or(0);
+        let there = usize::try_from(there).unwrap_or(MAX_READ);
+        // Nothing may also be the end, which only a read can tell.
+        let mut data = vec![0; there.max(LEAST_READ).min(limit).min(MAX_READ)];
+        let length = nix::unistd::read(stream, &mut data)?;
+        data.truncate(length);
+        Ok(data)
     }
 }
 
@@ -150,12 +151,12 @@ mod tests {
         let writer = {
             let stdio = stdio.clone();
             let big = big.clone();
-            tokio::spawn(async move { stdio.input().write(&big).await })
+            tokio::spawn(async move { stdio.input().unwrap().write(&big).await })
         };
         tokio::task::yield_now().await;
         let closer = {
             let stdio = stdio.clone();
-            tokio::spawn(async move { stdio.input().close().await })
+            tokio::spawn(async move { stdio.close_input().await })
         };
         let reader = tokio::task::spawn_blocking(move || {
             let mut all = Vec::new();
@@ -165,6 +166,6 @@ mod tests {
         writer.await.unwrap().unwrap();
         closer.await.unwrap();
         assert_eq!(reader.await.unwrap(), big);
-        assert!(stdio.input().write(b"x").await.is_err());
+        assert!(stdio.input().unwrap().write(b"x").await.is_err());
     }
 }

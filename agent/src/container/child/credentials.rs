@@ -31,24 +31,34 @@ fn failed(what: impl Into<String>, error: caps::errors::CapsError) -> StepError 
 pub fn bound(child: &mut Child) -> Result<(), StepError> {
     let bounding = wanted(child).bounding;
     for cap in caps::all() {
-        let allowed = bounding & cap.bitmask() != 0;
-        if !allowed && in_bounding_set(cap) {
-            caps::drop(None, CapSet::Bounding, cap)
-                .map_err(|e| failed(format!("bounding set without {cap}"), e))?;
-            if in_bounding_set(cap) {
-                return Err(StepError::new(
-                    format!("bounding set without {cap}"),
-                    io::Error::other("still there"),
-                ));
-            }
+        if bounding & cap.bitmask() != 0 {
+            continue;
+        }
+        let dropped = caps::drop(None, CapSet::Bounding, cap);
+        // A capability that this kernel does not know is in no set.
+        if caps::has_cap(None, CapSet::Bounding, cap).unwrap_or(false) {
+            let error = dropped
+                .err()
+                .map_or("still there".into(), |e| e.to_string());
+            return Err(StepError::new(
+                format!("bounding set without {cap}"),
+                io::Error::other(error),
+            ));
         }
     }
     caps::securebits::set_keepcaps(true).map_err(|e| failed("keep capabilities", e))
 }
 
-/// A capability that this kernel does not know is in no set.
-fn in_bounding_set(cap: Capability) -> bool {
-    caps::has_cap(None, CapSet::Bounding, cap).unwrap_or(false)
+/// What installing a filter takes without `no_new_privs`. It is kept in the
+/// permitted and effective sets, never in the others: `execve(2)` works out
+/// both anew from the bounding, inheritable and ambient sets, so that nothing
+/// of it reaches the program.
+fn for_seccomp(child: &Child) -> u64 {
+    if child.plan.seccomp.is_some() && !child.plan.process.no_new_privs {
+        Capability::CAP_SYS_ADMIN.bitmask()
+    } else {
+        0
+    }
 }
 
 /// Groups, group, user.
@@ -65,6 +75,7 @@ pub fn switch_user(child: &mut Child) -> Result<(), StepError> {
 /// stay a subset; ambient comes last, because it needs the other two.
 pub fn restrict(child: &mut Child) -> Result<(), StepError> {
     let sets = wanted(child);
+    let borrowed = for_seccomp(child);
     // A change of user has emptied the effective set; the kept permitted set
     // gives it back, as long as it lasts.
     let permitted = caps::read(None, CapSet::Permitted).map_err(|e| failed("permitted set", e))?;
@@ -72,12 +83,12 @@ pub fn restrict(child: &mut Child) -> Result<(), StepError> {
     let known = |mask: u64| members(mask & (sets.bounding | sets.permitted));
     caps::set(None, CapSet::Inheritable, &known(sets.inheritable))
         .map_err(|e| failed("inheritable set", e))?;
-    let effective: CapsHashSet = members(sets.effective & sets.permitted)
+    let effective: CapsHashSet = members(sets.effective & sets.permitted | borrowed)
         .intersection(&permitted)
         .copied()
         .collect();
     caps::set(None, CapSet::Effective, &effective).map_err(|e| failed("effective set", e))?;
-    let kept: CapsHashSet = members(sets.permitted)
+    let kept: CapsHashSet = members(sets.permitted | borrowed)
         .intersection(&permitted)
         .copied()
         .collect();

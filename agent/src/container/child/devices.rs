@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, makedev, mknodat, umask};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, makedev, mknodat, umask};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 
 use super::root::{attach_tree, clone_tree};
@@ -98,9 +98,9 @@ fn make(
     });
     match mknodat(parent, name, kind, mode, device) {
         Ok(()) => own(parent, name, node),
-        // A specification may list a default device again.
-        Err(Errno::EEXIST) if is_same(parent, name, kind, device) => own(parent, name, node),
-        Err(Errno::EEXIST) => replace(parent, name, node, kind, mode, device),
+        // A specification may list a default device again, with another mode.
+        Err(Errno::EEXIST) if is_same(parent, name, kind, mode, device) => own(parent, name, node),
+        Err(Errno::EEXIST) => replace(root, parent, name, node, kind, mode, device),
         // No CAP_MKNOD over the file system (user namespace, virtio-fs of an
         // ordinary user): the guest's own node is bound instead.
         Err(Errno::EPERM | Errno::EACCES) => bind_from_guest(root, node),
@@ -117,9 +117,9 @@ fn own(parent: &OwnedFd, name: &str, node: &DevicePlan) -> Result<(), StepError>
         .naming(|| format!("owner of {}", node.path))
 }
 
-fn is_same(parent: &OwnedFd, name: &str, kind: SFlag, device: u64) -> bool {
+fn is_same(parent: &OwnedFd, name: &str, kind: SFlag, mode: Mode, device: u64) -> bool {
     fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat: FileStat| {
-        stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
+        stat.st_mode == kind.bits() | mode.bits()
             && (kind == SFlag::S_IFIFO || stat.st_rdev == device)
     })
 }
@@ -127,6 +127,7 @@ fn is_same(parent: &OwnedFd, name: &str, kind: SFlag, device: u64) -> bool {
 /// An image that was unpacked without privileges has ordinary files where
 /// nodes belong.
 fn replace(
+    root: BorrowedFd<'_>,
     parent: &OwnedFd,
     name: &str,
     node: &DevicePlan,
@@ -136,20 +137,78 @@ fn replace(
 ) -> Result<(), StepError> {
     unlinkat(parent, name, UnlinkatFlags::NoRemoveDir)
         .naming(|| format!("file in place of {}", node.path))?;
-    mknodat(parent, name, kind, mode, device).naming(|| node.path.clone())?;
-    own(parent, name, node)
+    match mknodat(parent, name, kind, mode, device) {
+        Ok(()) => own(parent, name, node),
+        Err(Errno::EPERM | Errno::EACCES) => bind_from_guest(root, node),
+        Err(errno) => Err(StepError::new(node.path.clone(), errno)),
+    }
 }
 
 fn mode_in_guest(path: &str) -> u32 {
     nix::sys::stat::stat(path).map_or(0, |stat| stat.st_mode & 0o7777)
 }
 
+/// The node of the guest at the same path, if it is the device asked for.
 fn bind_from_guest(root: BorrowedFd<'_>, node: &DevicePlan) -> Result<(), StepError> {
     let bind = || -> io::Result<()> {
         let source = within::in_guest(&node.path)?;
+        if !is_node(&source, node)? {
+            return Err(Errno::ENODEV.into());
+        }
         let tree = clone_tree(&source, false)?;
         let target = within::file(root, &node.path)?;
         Ok(attach_tree(&tree, &target)?)
     };
     bind().naming(|| format!("{} of the guest", node.path))
+}
+
+fn is_node(fd: &OwnedFd, node: &DevicePlan) -> io::Result<bool> {
+    let stat = fstat(fd)?;
+    let device = makedev(u64::from(node.major), u64::from(node.minor));
+    Ok(stat.st_mode & SFlag::S_IFMT.bits() == node.kind && stat.st_rdev == device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn null() -> DevicePlan {
+        DevicePlan {
+            path: "/dev/null".to_owned(),
+            kind: SFlag::S_IFCHR.bits(),
+            major: 1,
+            minor: 3,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        }
+    }
+
+    #[test]
+    fn a_node_of_the_guest_is_told_by_its_numbers() {
+        let fd = within::in_guest("/dev/null").unwrap();
+        assert!(is_node(&fd, &null()).unwrap());
+        let zero = DevicePlan { minor: 5, ..null() };
+        assert!(!is_node(&fd, &zero).unwrap());
+        let disk = DevicePlan {
+            kind: SFlag::S_IFBLK.bits(),
+            ..null()
+        };
+        assert!(!is_node(&fd, &disk).unwrap());
+    }
+
+    #[test]
+    fn links_replace_files_and_leave_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("fd"), "").unwrap();
+        std::fs::create_dir(dir.path().join("stdin")).unwrap();
+        let fd = within::in_guest(dir.path().to_str().unwrap()).unwrap();
+        for (name, target) in LINKS {
+            link(fd.as_fd(), name, target).unwrap();
+        }
+        let read = |name| std::fs::read_link(dir.path().join(name));
+        assert_eq!(read("fd").unwrap().to_str(), Some("/proc/self/fd"));
+        assert!(dir.path().join("stdin").is_dir());
+        assert_eq!(read("ptmx").unwrap().to_str(), Some("pts/ptmx"));
+    }
 }

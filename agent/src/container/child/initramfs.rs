@@ -4,7 +4,7 @@
 //! `pivot_root(2)` refuses to replace the kernel's first mount, which the root
 //! is while the guest runs from its initramfs. Instead the container's root is
 //! moved on top of it, and everything else that is mounted there is taken away:
-//! what remains below cannot be named any more.
+//! what remains below cannot be named any more, nor uncovered ([`super::floor`]).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,12 +16,16 @@ use super::root::attach_tree;
 use super::{Naming, StepError, within};
 
 /// Makes the attached mount `root` the root of this process and its mount
-/// namespace. Reads the guest's `/proc`.
-pub fn leave(root: &OwnedFd) -> Result<(), StepError> {
+/// namespace, with the floor between it and the guest's root. Reads the
+/// guest's `/proc`.
+pub fn leave(root: &OwnedFd, floor: Option<OwnedFd>) -> Result<(), StepError> {
     let others = std::fs::read("/proc/self/mountinfo")
         .map(|text| top_level(&String::from_utf8_lossy(&text)))
         .naming(|| "/proc/self/mountinfo".into())?;
     let top = within::in_guest("/").naming(|| "guest's root".into())?;
+    if let Some(floor) = floor {
+        attach_tree(&floor, &top).naming(|| "floor".into())?;
+    }
     attach_tree(root, &top).naming(|| "move of the new root".into())?;
     for path in others {
         match umount2(

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, OFlags, fstat, fstatfs, major, minor};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, major, minor, openat2};
 
 use super::mounts::new_file_system;
 use super::root::{attach_tree, clone_tree};
@@ -17,36 +17,45 @@ use crate::launch::clone::{MountAttr, mount_setattr};
 /// `PROC_SUPER_MAGIC`, statfs(2).
 const PROC_MAGIC: i64 = 0x9fa0;
 
-/// Sysctls, through the container's own `/proc`. That the file really is
-/// procfs' is checked on the open descriptor: a mount of the container could
-/// have put something else there.
+/// Whether a descriptor is of a file in procfs.
+pub(super) fn is_procfs(fd: &OwnedFd) -> io::Result<bool> {
+    #[allow(
+        clippy::useless_conversion,
+        reason = "the type differs between targets"
+    )]
+    Ok(i64::from(fstatfs(fd)?.f_type) == PROC_MAGIC)
+}
+
+/// Sysctls, through a procfs of our own that is mounted nowhere: the one in the
+/// container could be covered, or lead elsewhere (CVE-2025-52881). What is
+/// written is that of the namespaces of whoever opens the file.
 pub fn write_sysctls(child: &mut Child) -> Result<(), StepError> {
-    let (Some(plan), Some(root)) = (child.root_plan(), &child.root) else {
+    let Some(plan) = child.root_plan().filter(|plan| !plan.sysctls.is_empty()) else {
         return Ok(());
     };
+    let proc = new_file_system("proc", "proc", &[])?;
     for (name, value) in &plan.sysctls {
-        let path = format!("/proc/sys/{name}");
-        match within::open(root.as_fd(), &path, OFlags::WRONLY) {
-            Ok(file) => {
-                write_sysctl(file, value).map_err(|error| StepError::request(path, error))?
-            }
+        match open_sysctl(proc.as_fd(), name) {
+            Ok(file) => File::from(file)
+                .write_all(value.as_bytes())
+                .map_err(|error| StepError::request(format!("sysctl {name}"), error))?,
             // Not in this kernel.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(StepError::new(path, error)),
+            Err(error) => return Err(StepError::new(format!("sysctl {name}"), error)),
         }
     }
     Ok(())
 }
 
-fn write_sysctl(file: OwnedFd, value: &str) -> io::Result<()> {
-    #[allow(
-        clippy::useless_conversion,
-        reason = "the type differs between targets"
-    )]
-    if i64::from(fstatfs(&file)?.f_type) != PROC_MAGIC {
-        return Err(rustix::io::Errno::XDEV.into());
+fn open_sysctl(proc: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat2(proc, format!("sys/{name}"), flags, Mode::empty(), resolve)?;
+    if is_procfs(&file)? {
+        Ok(file)
+    } else {
+        Err(rustix::io::Errno::XDEV.into())
     }
-    File::from(file).write_all(value.as_bytes())
 }
 
 /// Hides paths: a file behind the guest's null device, a directory behind an
@@ -148,5 +157,30 @@ fn existing(root: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
             Ok(None)
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sysctl_is_a_file_of_procfs_below_sys() {
+        let proc = within::in_guest("/proc").unwrap();
+        assert!(open_sysctl(proc.as_fd(), "kernel/shm_rmid_forced").is_ok());
+        for name in ["../self/comm", "kernel/../../self/comm"] {
+            assert!(open_sysctl(proc.as_fd(), name).is_err(), "{name}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("sys")).unwrap();
+        std::fs::write(dir.path().join("sys/x"), "").unwrap();
+        let fake = within::in_guest(dir.path().to_str().unwrap()).unwrap();
+        let error = open_sysctl(fake.as_fd(), "x").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EXDEV));
+    }
+
+    #[test]
+    fn the_null_device_is_told_from_what_looks_like_it() {
+        assert!(null_device().is_ok());
     }
 }

@@ -6,9 +6,13 @@
 //! nothing that it finds inside the container's root: everything there is
 //! reached through descriptors confined to that root.
 
+mod cgroup_v1;
 mod credentials;
 mod devices;
+pub(crate) mod floor;
+pub(crate) mod hooks;
 mod initramfs;
+mod label;
 mod limits;
 mod masks;
 mod mounts;
@@ -57,6 +61,15 @@ impl StepError {
     }
 }
 
+impl StepError {
+    /// Whether the kernel's answer was this.
+    pub(crate) fn is(&self, errno: Errno) -> bool {
+        self.source.raw_os_error() == Some(errno as i32)
+    }
+}
+
+impl std::error::Error for StepError {}
+
 impl fmt::Display for StepError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.object, self.source)
@@ -83,8 +96,11 @@ pub(crate) struct Child {
     joins: VecDeque<OwnedFd>,
     cgroup_files: Vec<OwnedFd>,
     terminal: terminal::Terminal,
+    label: Option<label::Label>,
     /// The container's root directory, from [`root::attach`] to [`root::pivot`].
     root: Option<OwnedFd>,
+    /// See [`floor`].
+    floor: Option<OwnedFd>,
 }
 
 impl Child {
@@ -141,6 +157,10 @@ pub(crate) const STEPS: &[Step] = &[
         run: terminal::open_guest,
     },
     Step {
+        name: "guest label",
+        run: label::open,
+    },
+    Step {
         name: "user namespace",
         run: namespaces::become_root,
     },
@@ -171,6 +191,14 @@ pub(crate) const STEPS: &[Step] = &[
     Step {
         name: "terminal",
         run: terminal::open,
+    },
+    Step {
+        name: "hooks of the guest",
+        run: hooks::await_agent,
+    },
+    Step {
+        name: "createContainer",
+        run: hooks::create_container,
     },
     Step {
         name: "sysctls",
@@ -209,6 +237,10 @@ pub(crate) const STEPS: &[Step] = &[
         run: program::find,
     },
     Step {
+        name: "label",
+        run: label::apply,
+    },
+    Step {
         name: "capabilities",
         run: credentials::bound,
     },
@@ -228,6 +260,10 @@ pub(crate) const STEPS: &[Step] = &[
         name: "start",
         run: program::await_start,
     },
+    Step {
+        name: "startContainer",
+        run: hooks::start_container,
+    },
 ];
 
 /// Reads the plan, runs the steps, executes the program. Reports exactly once
@@ -245,8 +281,8 @@ pub fn become_process(mut control: UnixStream) -> ! {
             fail(&mut child, step.name, &error);
         }
     }
-    let errno = program::execute(&child.plan.process);
-    fail_late(&mut child, errno)
+    let (step, errno) = program::execute(&child);
+    fail_late(&mut child, step, errno)
 }
 
 fn take_apart(plan: ChildPlan, fds: Vec<OwnedFd>, control: UnixStream) -> Option<Child> {
@@ -268,7 +304,9 @@ fn take_apart(plan: ChildPlan, fds: Vec<OwnedFd>, control: UnixStream) -> Option
         joins: fds,
         cgroup_files,
         terminal,
+        label: None,
         root: None,
+        floor: None,
     })
 }
 
@@ -285,16 +323,17 @@ fn fail(child: &mut Child, step: &'static str, error: &StepError) -> ! {
 
 /// The program was found before, and could not be executed after all (a script
 /// without an interpreter, a binary for another machine): the exit status is
-/// the errno, as hosts know it.
-fn fail_late(child: &mut Child, errno: Errno) -> ! {
-    let error = StepError::request(format!("exec of '{}'", child.plan.process.args[0]), errno);
+/// the errno, as hosts know it. The filter may deny the report; the status
+/// gets through.
+fn fail_late(child: &mut Child, step: &'static str, errno: Errno) -> ! {
+    let object = format!("{step} of '{}'", child.plan.process.args[0]);
     let report = Report::Failed {
-        step: "exec".to_owned(),
-        error: error.to_string(),
+        step: step.to_owned(),
+        error: StepError::request(object, errno).to_string(),
         bad_request: true,
     };
     let _ = child.report(&report);
-    std::process::exit(errno as i32)
+    program::leave(errno as i32)
 }
 
 #[cfg(test)]
@@ -329,11 +368,31 @@ mod tests {
         assert!(at("descriptors") < at("start"));
     }
 
+    /// The container's own `/proc` is never trusted for what the child is.
+    #[test]
+    fn the_child_s_own_files_are_opened_while_the_guest_s_proc_is_in_view() {
+        for own in ["oom score", "guest label", "guest terminal"] {
+            assert!(at(own) < at("namespaces"), "{own}");
+        }
+        assert!(at("standard streams") < at("label"));
+        assert!(at("label") < at("start"));
+    }
+
     #[test]
     fn sysctls_are_written_before_proc_becomes_read_only() {
         assert!(at("mounts") < at("sysctls"));
         assert!(at("sysctls") < at("read-only paths"));
         assert!(at("devices") < at("read-only root"));
+    }
+
+    #[test]
+    fn hooks_see_what_they_are_meant_to_change() {
+        for later in ["createContainer", "sysctls", "read-only root", "pivot"] {
+            assert!(at("hooks of the guest") < at(later), "{later}");
+        }
+        assert!(at("mounts") < at("hooks of the guest"));
+        assert!(at("createContainer") < at("read-only root"));
+        assert!(at("start") < at("startContainer"));
     }
 
     #[test]

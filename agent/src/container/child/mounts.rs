@@ -5,15 +5,16 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::mount::MsFlags;
 use rustix::fs::{FileType, fstat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
 };
 
 use super::root::{attach_tree, clone_tree};
-use super::{Child, Naming, StepError, within};
+use super::{Child, Naming, StepError, cgroup_v1, within};
 use crate::cgroup::{Cgroups, Version};
 use crate::container::plan::mount::attr;
 use crate::container::plan::{MountPlan, MountSource};
@@ -40,19 +41,59 @@ fn mount_one(root: BorrowedFd<'_>, plan: &MountPlan) -> Result<(), StepError> {
             fstype,
             source,
             parameters,
-        } => {
-            let tree = new_file_system(fstype, source, parameters)?;
-            attach_at(root, plan, &tree, &plan.destination)
-        }
+        } => match new_file_system(fstype, source, parameters) {
+            Ok(tree) => attach_at(root, plan, &tree, kernel_interface(fstype)),
+            // A user namespace may mount sysfs for a network namespace of its
+            // own only: with the guest's network it gets to see the guest's.
+            Err(error) if fstype == "sysfs" && error.is(Errno::EPERM) => guest_sysfs(root, plan),
+            Err(error) => Err(error),
+        },
         MountSource::Cgroup => match Cgroups::detect().version() {
             Version::V2 => {
                 let tree = new_file_system("cgroup2", "cgroup2", &[])?;
-                attach_at(root, plan, &tree, &plan.destination)
+                attach_at(root, plan, &tree, false)
             }
-            Version::V1 => cgroup_v1(root, plan),
+            Version::V1 => cgroup_v1::mount(root, plan),
             Version::None => Ok(()),
         },
+        MountSource::Remount { parameters } => remount(root, plan, parameters),
     }
+}
+
+/// File systems whose place must be what it seems: a symlink in an image would
+/// leave `/proc` without masks (CVE-2019-19921, CVE-2023-27561).
+fn kernel_interface(fstype: &str) -> bool {
+    matches!(fstype, "proc" | "sysfs")
+}
+
+fn guest_sysfs(root: BorrowedFd<'_>, plan: &MountPlan) -> Result<(), StepError> {
+    let guest = within::in_guest("/sys").naming(|| "/sys".into())?;
+    let tree = clone_tree(&guest, true).naming(|| "/sys".into())?;
+    let readonly = MountAttr {
+        set: attr::RDONLY,
+        ..MountAttr::default()
+    };
+    mount_setattr(tree.as_fd(), &readonly, true).naming(|| "/sys".into())?;
+    attach_at(root, plan, &tree, true)
+}
+
+/// Changes what is mounted at the destination, and only if something is.
+fn remount(
+    root: BorrowedFd<'_>,
+    plan: &MountPlan,
+    parameters: &[(String, Option<String>)],
+) -> Result<(), StepError> {
+    let place = within::find(root, &plan.destination)
+        .map_err(|error| StepError::request("remount", error))?;
+    // Fails with EINVAL unless a mount begins there.
+    set_attributes(plan, &place).map_err(|error| StepError::request("remount", error))?;
+    if parameters.is_empty() {
+        return Ok(());
+    }
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let context = fspick(place.as_fd(), "", flags).naming(|| "remount".into())?;
+    configure(&context, "remount", parameters)?;
+    fsconfig_reconfigure(context.as_fd()).map_err(|errno| StepError::request("remount", errno))
 }
 
 fn bind(
@@ -88,13 +129,7 @@ pub(super) fn new_file_system(
         .map_err(|errno| StepError::request(fstype, errno))?;
     fsconfig_set_string(context.as_fd(), "source", source)
         .naming(|| format!("{fstype} source {source}"))?;
-    for (key, value) in parameters {
-        let set = match value {
-            Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()),
-            None => fsconfig_set_flag(context.as_fd(), key.as_str()),
-        };
-        set.map_err(|errno| StepError::request(format!("{fstype} option '{key}'"), errno))?;
-    }
+    configure(&context, fstype, parameters)?;
     fsconfig_create(context.as_fd()).map_err(|errno| StepError::request(fstype, errno))?;
     fsmount(
         context.as_fd(),
@@ -104,18 +139,64 @@ pub(super) fn new_file_system(
     .naming(|| fstype.into())
 }
 
+fn configure(
+    context: &OwnedFd,
+    what: &str,
+    parameters: &[(String, Option<String>)],
+) -> Result<(), StepError> {
+    for (key, value) in parameters {
+        let context = context.as_fd();
+        let set = match value.as_deref() {
+            // The kernel takes 255 bytes at once; of layers it takes one at a time.
+            Some(layers) if key == "lowerdir" && layers.len() > MAX_VALUE => split_layers(layers)
+                .try_for_each(|layer| fsconfig_set_string(context, "lowerdir+", layer.as_str())),
+            Some(value) => fsconfig_set_string(context, key.as_str(), value),
+            None => fsconfig_set_flag(context, key.as_str()),
+        };
+        set.map_err(|errno| StepError::request(format!("{what} option '{key}'"), errno))?;
+    }
+    Ok(())
+}
+
+/// Longest string of `fsconfig(2)`.
+const MAX_VALUE: usize = 255;
+
+/// The layers of an overlay's `lowerdir`: a colon separates unless a backslash
+/// is in front of it, which `lowerdir+` does not want.
+fn split_layers(list: &str) -> impl Iterator<Item = String> {
+    let (mut layers, mut escaped) = (vec![String::new()], false);
+    for c in list.chars() {
+        match (c, escaped) {
+            ('\\', false) => escaped = true,
+            (':', false) => layers.push(String::new()),
+            _ => {
+                if let Some(layer) = layers.last_mut() {
+                    layer.push(c);
+                }
+                escaped = false;
+            }
+        }
+    }
+    layers.into_iter()
+}
+
 fn attach_at(
     root: BorrowedFd<'_>,
     plan: &MountPlan,
     tree: &OwnedFd,
-    destination: &str,
+    no_symlinks: bool,
 ) -> Result<(), StepError> {
-    let target = within::directory(root, destination).naming(|| "directory".into())?;
+    let target = if no_symlinks {
+        within::plain_directory(root, &plan.destination)
+    } else {
+        within::directory(root, &plan.destination)
+    };
+    let target = target.map_err(|error| StepError::request("directory", error))?;
     set_attributes(plan, tree).naming(|| "attributes".into())?;
     attach_tree(tree, &target).naming(|| "attach".into())
 }
 
-fn set_attributes(plan: &MountPlan, tree: &OwnedFd) -> io::Result<()> {
+pub(super) fn set_attributes(plan: &MountPlan, tree: &OwnedFd) -> io::Result<()> {
     // /dev becomes read-only only after its nodes have been made.
     let postponed = if plan.destination == "/dev" {
         attr::RDONLY
@@ -149,37 +230,15 @@ fn set_attributes(plan: &MountPlan, tree: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// On v1 the container sees, per controller, its own directory only: a tmpfs
-/// with one bind each.
-fn cgroup_v1(root: BorrowedFd<'_>, plan: &MountPlan) -> Result<(), StepError> {
-    let mode = [("mode".to_owned(), Some("755".to_owned()))];
-    let tmpfs = new_file_system("tmpfs", "tmpfs", &mode)?;
-    let target = within::directory(root, &plan.destination).naming(|| "directory".into())?;
-    attach_tree(&tmpfs, &target).naming(|| "attach".into())?;
-    for (controller, own) in own_cgroups().naming(|| "/proc/self/cgroup".into())? {
-        let source = format!("/sys/fs/cgroup/{controller}{own}");
-        let Ok(place) = within::in_guest(&source) else {
-            continue;
-        };
-        let inner = within::directory(root, &format!("{}/{controller}", plan.destination))
-            .naming(|| format!("directory {controller}"))?;
-        let tree = clone_tree(&place, false).naming(|| source.clone())?;
-        set_attributes(plan, &tree).naming(|| source.clone())?;
-        attach_tree(&tree, &inner).naming(|| source.clone())?;
-    }
-    set_attributes(plan, &tmpfs).naming(|| "attributes".into())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Controller (as its mount is called) and path of this process, by `/proc/self/cgroup`.
-fn own_cgroups() -> io::Result<Vec<(String, String)>> {
-    let text = std::fs::read_to_string("/proc/self/cgroup")?;
-    Ok(text
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, fields.next()?);
-            let name = controllers.strip_prefix("name=").unwrap_or(controllers);
-            (!name.is_empty()).then(|| (name.to_owned(), path.to_owned()))
-        })
-        .collect())
+    #[test]
+    fn layers_are_split_at_colons_that_separate() {
+        let split = |list| split_layers(list).collect::<Vec<_>>();
+        assert_eq!(split("/a:/b"), ["/a", "/b"]);
+        assert_eq!(split(r"/a\:b:/c\\d"), ["/a:b", r"/c\d"]);
+        assert_eq!(split("/a"), ["/a"]);
+    }
 }

@@ -31,9 +31,10 @@ fn root_inside() -> Result<(), StepError> {
     setresuid(root, root, root).naming(|| "user 0 of the user namespace".into())
 }
 
-/// Joins in the order of the plan: user first, mount last.
+/// Joins in the order of the plan, that of [`Namespace::ALL`]. Nothing is
+/// looked up by path on the way.
 pub fn join(child: &mut Child) -> Result<(), StepError> {
-    for kind in std::mem::take(&mut child.plan.joins) {
+    for &kind in &child.plan.joins {
         let Some(namespace) = child.joins.pop_front() else {
             break;
         };
@@ -58,8 +59,11 @@ pub fn unshare(child: &mut Child) -> Result<(), StepError> {
     unshare_now(flags).naming(|| format!("new namespaces {flags:?}"))
 }
 
-/// For a UTS namespace of the container's own.
+/// For a UTS namespace of the container's own; a shared one has its name.
 pub fn hostname(child: &mut Child) -> Result<(), StepError> {
+    if child.plan.joins.contains(&Namespace::Uts) {
+        return Ok(());
+    }
     match child
         .plan
         .init

@@ -2,15 +2,15 @@
 //! The program itself: working directory, look-up, last descriptors, the wait
 //! for StartContainer, execution.
 
-use std::convert::Infallible;
-use std::ffi::CString;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{chdir, execve, getcwd};
+use nix::unistd::{chdir, getcwd};
 
 use super::{Child, Naming, StepError};
 use crate::container::plan::ProcessPlan;
@@ -19,15 +19,11 @@ use crate::launch::message::Report;
 /// Largest `/etc/passwd` looked at: it is the container's and may be anything.
 const MAX_PASSWD: u64 = 1 << 20;
 
-/// Enters the working directory, which a new container makes if it is missing.
+/// Enters the working directory, which a new root has got by now.
 /// A directory that leads out of the root is refused (CVE-2024-21626).
 pub fn enter_cwd(child: &mut Child) -> Result<(), StepError> {
     let cwd = child.plan.process.cwd.as_str();
     umask(Mode::from_bits_truncate(0o022));
-    if child.plan.init.is_some() {
-        // The path is inside the new root by now; if it cannot be made, entering it fails.
-        let _ = std::fs::create_dir_all(cwd);
-    }
     chdir(cwd).map_err(|errno| StepError::request(format!("working directory '{cwd}'"), errno))?;
     // The kernel says "(unreachable)" in front of a directory outside the root.
     match getcwd() {
@@ -91,13 +87,21 @@ fn executable(path: &Path) -> Result<(), Errno> {
 }
 
 fn home_of(uid: u32) -> String {
-    let mut text = String::new();
-    let read = std::fs::File::open("/etc/passwd")
-        .and_then(|file| file.take(MAX_PASSWD).read_to_string(&mut text));
-    if read.is_err() {
-        return "/".to_owned();
-    }
+    let text = read_regular("/etc/passwd").unwrap_or_default();
     home_in(&text, uid).unwrap_or("/").to_owned()
+}
+
+/// A container may have put anything in a file's place: a FIFO would hold the
+/// child for ever, a terminal would become its own.
+fn read_regular(path: &str) -> io::Result<String> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_PASSWD).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn home_in(passwd: &str, uid: u32) -> Option<&str> {
@@ -128,24 +132,76 @@ pub fn await_start(child: &mut Child) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Executes the program; returns only if that failed.
-pub fn execute(process: &ProcessPlan) -> Errno {
-    match try_execute(process) {
-        Ok(never) => match never {},
-        Err(errno) => errno,
+/// Executes the program under the container's filter; returns only if that
+/// failed, with the step and the kernel's answer.
+///
+/// Everything that takes a system call is done before the filter is in force:
+/// a profile needs to allow nothing but `execve(2)` on our behalf.
+pub fn execute(child: &Child) -> (&'static str, Errno) {
+    let image = match Image::of(&child.plan.process) {
+        Ok(image) => image,
+        Err(errno) => return ("exec", errno),
+    };
+    let (args, env) = (pointers(&image.args), pointers(&image.env));
+    if let Some(filter) = &child.plan.seccomp
+        && let Err(error) = filter.install()
+    {
+        let errno = error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw);
+        return ("seccomp", errno);
+    }
+    ("exec", replace_process(&image.path, &args, &env))
+}
+
+/// The arguments of `execve(2)`, in the form that it takes.
+struct Image {
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Image {
+    fn of(process: &ProcessPlan) -> Result<Self, Errno> {
+        let strings = |list: &[String]| -> Result<Vec<CString>, Errno> {
+            list.iter()
+                .map(|s| CString::new(s.as_str()).map_err(|_| Errno::EINVAL))
+                .collect()
+        };
+        let path = look_up(&process.args[0], search_path(&process.env))?;
+        Ok(Self {
+            path: CString::new(path.into_os_string().into_encoded_bytes())
+                .map_err(|_| Errno::EINVAL)?,
+            args: strings(&process.args)?,
+            env: strings(&process.env)?,
+        })
     }
 }
 
-fn try_execute(process: &ProcessPlan) -> nix::Result<Infallible> {
-    let strings = |list: &[String]| -> nix::Result<Vec<CString>> {
-        list.iter()
-            .map(|s| CString::new(s.as_str()).map_err(|_| Errno::EINVAL))
-            .collect()
-    };
-    let path = look_up(&process.args[0], search_path(&process.env))?;
-    let path =
-        CString::new(path.into_os_string().into_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
-    execve(&path, &strings(&process.args)?, &strings(&process.env)?)
+/// Valid for as long as the strings are.
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    let ends = std::iter::once(std::ptr::null());
+    strings.iter().map(|s| s.as_ptr()).chain(ends).collect()
+}
+
+/// One system call and nothing else: nix's would allocate first.
+#[allow(unsafe_code)]
+fn replace_process(
+    path: &CStr,
+    args: &[*const libc::c_char],
+    env: &[*const libc::c_char],
+) -> Errno {
+    // SAFETY: all three are NUL-terminated, and what the pointers refer to
+    // outlives the call: `execute` holds it.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    Errno::last()
+}
+
+/// Ends the process, whatever its filter denies.
+#[allow(unsafe_code)]
+pub fn leave(code: i32) -> ! {
+    // SAFETY: exit_group(2) takes a number; it returns only if a filter denies it.
+    unsafe { libc::syscall(libc::SYS_exit_group, code) };
+    // Ends in an illegal instruction at last, for which no call is needed.
+    std::process::abort()
 }
 
 #[cfg(test)]
@@ -174,6 +230,35 @@ mod tests {
         assert_eq!(home_in(passwd, 1000), Some("/home/user"));
         assert_eq!(home_in(passwd, 7), None);
         assert_eq!(home_in(passwd, 8), None);
+    }
+
+    /// A filter lies between the look-up of the program and its execution; a
+    /// FIFO in the place of the file would hold an exec for ever.
+    #[test]
+    fn only_an_ordinary_passwd_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("passwd");
+        nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o644)).unwrap();
+        assert!(read_regular(path.to_str().unwrap()).is_err());
+        assert!(read_regular("/dev/zero").is_err());
+        std::fs::write(dir.path().join("real"), b"a\xffb").unwrap();
+        let text = read_regular(dir.path().join("real").to_str().unwrap()).unwrap();
+        assert_eq!(text, "a\u{fffd}b");
+    }
+
+    #[test]
+    fn an_image_ends_its_lists_with_null() {
+        let process = ProcessPlan {
+            args: vec!["/bin/sh".into(), "-c".into()],
+            env: vec!["A=b".into()],
+            ..ProcessPlan::default()
+        };
+        let image = Image::of(&process).unwrap();
+        assert_eq!(image.path.to_str().unwrap(), "/bin/sh");
+        let args = pointers(&image.args);
+        assert_eq!(args.len(), 3);
+        assert!(args[2].is_null() && !args[0].is_null());
+        assert!(pointers(&[])[0].is_null());
     }
 
     #[test]

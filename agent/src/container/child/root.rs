@@ -9,7 +9,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::{Child, Naming, StepError, initramfs, within};
+use super::{Child, Naming, StepError, floor, initramfs, within};
 use crate::container::plan::mount::attr;
 use crate::launch::clone::{MountAttr, mount_setattr};
 
@@ -20,28 +20,47 @@ pub fn attach(child: &mut Child) -> Result<(), StepError> {
         return Ok(());
     };
     let path = plan.path.clone();
-    // Nothing mounted here from now on may show up in the guest; what the guest
-    // unmounts shall go away here too.
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_SLAVE | MsFlags::MS_REC,
-        None::<&str>,
-    )
-    .naming(|| "propagation of '/'".into())?;
+    let floor = floor::copy().naming(|| "floor".into())?;
+    // Hooks start from here.
+    chdir("/").naming(|| "guest's root".into())?;
+    let outer = outer_propagation(plan.propagation);
+    propagate("/", outer | MsFlags::MS_REC)?;
     let place = within::in_guest(&path)
         .map_err(|error| StepError::request(format!("root '{path}'"), error))?;
-    let tree = clone_tree(&place, true).naming(|| format!("root '{path}'"))?;
     let private = MountAttr {
         propagation: MsFlags::MS_PRIVATE.bits(),
         ..MountAttr::default()
     };
+    if outer == MsFlags::MS_SHARED {
+        // The root itself must not show up in the guest, nor be refused by
+        // pivot_root(2): neither where it lies nor what it replaces is shared.
+        propagate("/", MsFlags::MS_PRIVATE)?;
+        mount_setattr(place.as_fd(), &private, false).naming(|| format!("root '{path}'"))?;
+    }
+    let tree = clone_tree(&place, true).naming(|| format!("root '{path}'"))?;
     mount_setattr(tree.as_fd(), &private, true)
         .naming(|| format!("propagation of root '{path}'"))?;
     attach_tree(&tree, &place).naming(|| format!("root '{path}'"))?;
     child.root = Some(tree);
+    child.floor = floor;
     Ok(())
+}
+
+/// How this mount namespace hangs together with the guest's. Unless the
+/// container asks for more, nothing mounted here shows up there, while what the
+/// guest unmounts goes away here too. `unbindable` would keep the root itself
+/// from being copied; it is for later.
+fn outer_propagation(root: u64) -> MsFlags {
+    let root = MsFlags::from_bits_truncate(root);
+    [MsFlags::MS_SHARED, MsFlags::MS_PRIVATE]
+        .into_iter()
+        .find(|flag| root.contains(*flag))
+        .unwrap_or(MsFlags::MS_SLAVE)
+}
+
+fn propagate(path: &str, flags: MsFlags) -> Result<(), StepError> {
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>)
+        .naming(|| format!("propagation of '{path}'"))
 }
 
 /// A detached copy of the mount (tree) at a descriptor.
@@ -69,6 +88,9 @@ pub fn make_readonly(child: &mut Child) -> Result<(), StepError> {
     let Some(root) = &child.root else {
         return Ok(());
     };
+    // The last chance to make it; entering it says whether that worked, and
+    // whether it is where it seems to be.
+    let _ = within::directory(root.as_fd(), &child.plan.process.cwd);
     let readonly = MountAttr {
         set: attr::RDONLY,
         ..MountAttr::default()
@@ -99,19 +121,28 @@ pub fn pivot(child: &mut Child) -> Result<(), StepError> {
     // directory for it is needed in the container.
     match pivot_root(".", ".") {
         Ok(()) => umount2(".", MntFlags::MNT_DETACH).naming(|| "guest's root".into())?,
-        Err(Errno::EINVAL) => initramfs::leave(&root)?,
+        Err(Errno::EINVAL) => initramfs::leave(&root, child.floor.take())?,
         Err(errno) => return Err(StepError::new("pivot_root", errno)),
     }
     chdir("/").naming(|| "new root".into())?;
     match child.root_plan().map_or(0, |plan| plan.propagation) {
         0 => Ok(()),
-        flags => mount(
-            None::<&str>,
-            "/",
-            None::<&str>,
-            MsFlags::from_bits_truncate(flags),
-            None::<&str>,
-        )
-        .naming(|| "propagation of the container's root".into()),
+        flags => propagate("/", MsFlags::from_bits_truncate(flags)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_is_not_told_of_mounts_unless_asked() {
+        let outer = |flags: MsFlags| outer_propagation(flags.bits());
+        let rec = MsFlags::MS_REC;
+        assert_eq!(outer(MsFlags::empty()), MsFlags::MS_SLAVE);
+        assert_eq!(outer(MsFlags::MS_SLAVE | rec), MsFlags::MS_SLAVE);
+        assert_eq!(outer(MsFlags::MS_UNBINDABLE), MsFlags::MS_SLAVE);
+        assert_eq!(outer(MsFlags::MS_PRIVATE | rec), MsFlags::MS_PRIVATE);
+        assert_eq!(outer(MsFlags::MS_SHARED | rec), MsFlags::MS_SHARED);
     }
 }

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setsid};
 use rustix::fs::{CWD, Mode, OFlags, fstat, fstatfs, openat};
 use rustix::process::ioctl_tiocsctty;
@@ -18,6 +19,9 @@ use super::{Child, Naming, StepError, within};
 
 /// `DEVPTS_SUPER_MAGIC`, statfs(2).
 const DEVPTS_MAGIC: i64 = 0x1cd1;
+
+/// keyctl(2).
+const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
 
 /// A pty pair on its way: the master goes to the agent, the slave stays.
 #[derive(Default)]
@@ -117,7 +121,23 @@ fn bind_console(root: BorrowedFd<'_>, slave: &OwnedFd) -> io::Result<()> {
 
 /// A session of its own, so that no signal of the agent's terminal arrives.
 pub fn new_session(_: &mut Child) -> Result<(), StepError> {
+    new_keyring();
     setsid().naming(|| "new session".into()).map(drop)
+}
+
+/// A session keyring of its own: else containers of one user would share what
+/// they keep there. Not a reason to fail: a kernel may have no keys, and a user
+/// namespace has a small quota of them.
+#[allow(unsafe_code)]
+fn new_keyring() {
+    // SAFETY: a null name asks for a new anonymous keyring; no memory is handed over.
+    unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<libc::c_char>(),
+        )
+    };
 }
 
 /// Puts the streams on 0, 1 and 2 and gives them to the process's user.
@@ -153,5 +173,10 @@ fn give(stream: &OwnedFd, user: u32) -> io::Result<()> {
     if user == 0 || is_null {
         return Ok(());
     }
-    Ok(fchown(stream, Some(Uid::from_raw(user)), None)?)
+    match fchown(stream, Some(Uid::from_raw(user)), None) {
+        // The agent's pipe has no owner in a user namespace and cannot be given
+        // one from there.
+        Err(Errno::EPERM | Errno::EINVAL) => Ok(()),
+        other => Ok(other?),
+    }
 }

@@ -20,18 +20,39 @@ const CONFINED: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGI
 /// # Errors
 /// The errno of `openat2(2)`.
 pub fn open(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    resolve(root, path, flags, CONFINED)
+}
+
+/// The directory `path`, made if it is missing, without any symlink in it.
+///
+/// # Errors
+/// `ELOOP` for a symlink, `ENOTDIR` for anything else that is no directory.
+pub fn plain_directory(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+    let (wanted, how) = (
+        OFlags::PATH | OFlags::DIRECTORY,
+        CONFINED | ResolveFlags::NO_SYMLINKS,
+    );
+    match resolve(root, path, wanted, how) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            directory(root, path)?;
+            resolve(root, path, wanted, how)
+        }
+        other => other,
+    }
+}
+
+fn resolve(
+    root: BorrowedFd<'_>,
+    path: &str,
+    flags: OFlags,
+    how: ResolveFlags,
+) -> io::Result<OwnedFd> {
     let inside = path.trim_start_matches('/');
     let inside = if inside.is_empty() { "." } else { inside };
     // A rename or mount elsewhere in the tree makes the lookup restart; the
     // kernel says EAGAIN when it cannot be sure that no escape happened.
     for _ in 0..64 {
-        match openat2(
-            root,
-            inside,
-            flags | OFlags::CLOEXEC,
-            Mode::empty(),
-            CONFINED,
-        ) {
+        match openat2(root, inside, flags | OFlags::CLOEXEC, Mode::empty(), how) {
             Err(Errno::AGAIN) => {}
             other => return Ok(other?),
         }
@@ -158,6 +179,21 @@ mod tests {
                     .exists()
             );
         }
+    }
+
+    /// CVE-2019-19921 and CVE-2023-27561.
+    #[test]
+    fn a_plain_directory_has_no_symlink_in_it() {
+        let (dir, fd) = root();
+        fs::create_dir_all(dir.path().join("real/below")).unwrap();
+        symlink("real", dir.path().join("proc")).unwrap();
+        symlink("nowhere", dir.path().join("sys")).unwrap();
+        assert!(plain_directory(fd.as_fd(), "/real/below").is_ok());
+        for path in ["/proc", "/proc/below", "/sys"] {
+            assert!(plain_directory(fd.as_fd(), path).is_err(), "{path}");
+        }
+        plain_directory(fd.as_fd(), "/made/here").unwrap();
+        assert!(dir.path().join("made/here").is_dir());
     }
 
     #[test]

@@ -6,12 +6,15 @@
 //! holds travel to the child as they are; the child trusts them.
 
 pub mod id;
+pub mod label;
 pub mod mount;
 pub mod process;
 pub mod spec;
+mod sysctl;
 
 use std::collections::HashMap;
 
+use nix::unistd::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 pub use id::{ContainerId, ExecId};
@@ -85,11 +88,10 @@ pub enum Namespace {
 }
 
 impl Namespace {
-    /// All kinds in the order in which they are joined: the user namespace
-    /// first, since it owns the others, the mount namespace last, since it
-    /// changes what every path means.
+    /// All kinds in the order in which they are joined: the mount namespace
+    /// after those that need nothing of the guest's, the user namespace last,
+    /// since inside it those of the guest cannot be joined any more.
     pub const ALL: [Self; 8] = [
-        Self::User,
         Self::Ipc,
         Self::Uts,
         Self::Net,
@@ -97,6 +99,7 @@ impl Namespace {
         Self::Cgroup,
         Self::Time,
         Self::Mount,
+        Self::User,
     ];
 
     /// The `CLONE_NEW*` bit.
@@ -235,12 +238,14 @@ pub struct ChildHooks {
     pub create_container: Vec<Hook>,
     /// See [`Hooks::start_container`].
     pub start_container: Vec<Hook>,
+    /// Stop before these for the hooks that the agent runs in the guest.
+    pub wait_for_agent: bool,
 }
 
 /// What only a container's first process does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InitPlan {
-    /// For a new UTS namespace.
+    /// For a UTS namespace that is not shared.
     pub hostname: Option<String>,
     /// For a new mount namespace; without one the guest's root is used.
     pub root: Option<RootPlan>,
@@ -298,4 +303,17 @@ pub struct ContainerPlan {
     pub init: InitPlan,
     /// The container's program.
     pub process: ProcessPlan,
+}
+
+impl ContainerPlan {
+    /// Who the container's root is in the guest, if it has a new user namespace.
+    #[must_use]
+    pub fn root_in_guest(&self) -> Option<(Uid, Gid)> {
+        let outside = |maps: &[IdMap]| {
+            let map = maps.iter().find(|map| map.inside == 0 && map.count > 0);
+            map.map(|map| map.outside)
+        };
+        let (uid, gid) = (outside(&self.uid_maps)?, outside(&self.gid_maps)?);
+        Some((Uid::from_raw(uid), Gid::from_raw(gid)))
+    }
 }

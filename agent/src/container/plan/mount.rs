@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::PlanError;
 use super::id::shorten;
-use crate::mount_options::MountOptions;
+use crate::mount_options::{MountOptions, NOSYMFOLLOW};
 
 /// `MOUNT_ATTR_*` of `mount_setattr(2)`; libc has them for glibc only.
 pub mod attr {
@@ -29,6 +29,8 @@ pub mod attr {
     pub const STRICTATIME: u64 = 0x20;
     /// No access times of directories.
     pub const NODIRATIME: u64 = 0x80;
+    /// No symbolic links.
+    pub const NOSYMFOLLOW: u64 = 0x20_0000;
 }
 
 /// What is mounted.
@@ -52,6 +54,11 @@ pub enum MountSource {
     },
     /// The container's own part of the cgroup hierarchy.
     Cgroup,
+    /// What an earlier mount has put there, with other attributes.
+    Remount {
+        /// New parameters of its file system; none for a bind mount.
+        parameters: Vec<(String, Option<String>)>,
+    },
 }
 
 /// One mount.
@@ -95,21 +102,37 @@ const PROC_BINDS: [&str; 8] = [
     "/proc/net/dev",
 ];
 
-/// Checks one OCI mount.
+/// Words that ask for more than a flag, and that no part of this agent does:
+/// left to the kernel, a bind would swallow them.
+const REFUSED: [&str; 3] = ["idmap", "ridmap", "tmpcopyup"];
+
+/// Checks one OCI mount. `label` is the SELinux context of `linux.mountLabel`.
 ///
 /// # Errors
 /// [`PlanError::Invalid`] naming destination, type or option.
-pub fn plan(mount: &oci::Mount) -> Result<MountPlan, PlanError> {
+pub fn plan(mount: &oci::Mount, label: Option<&str>) -> Result<MountPlan, PlanError> {
     let destination = plan_destination(mount.destination().to_str().unwrap_or_default())?;
     let words = mount.options().clone().unwrap_or_default();
     let options = MountOptions::parse(&words).map_err(|e| {
         PlanError::invalid("mounts.options", shorten(&e.to_string()), "not understood")
     })?;
-    let source = plan_source(mount, &options)?;
+    if let Some(word) = refused(&options) {
+        return Err(PlanError::invalid(
+            "mounts.options",
+            shorten(word),
+            "is not supported",
+        ));
+    }
+    let source = plan_source(mount, &options, label)?;
     if let MountSource::Bind { path, .. } = &source {
         check_proc_bind(&destination, path)?;
     }
-    let (set, clear) = attributes(&options);
+    let (set, mut clear) = attributes(&options);
+    if matches!(source, MountSource::Bind { .. }) {
+        // Engines say rw of every volume that is not ro; what the guest has
+        // mounted read-only stays so (CVE-2020-28914).
+        clear &= !attr::RDONLY;
+    }
     Ok(MountPlan {
         destination,
         source,
@@ -123,6 +146,11 @@ pub fn plan(mount: &oci::Mount) -> Result<MountPlan, PlanError> {
             .map(|flags| flags.bits())
             .collect(),
     })
+}
+
+fn refused(options: &MountOptions) -> Option<&str> {
+    let name = |word: &'_ str| REFUSED.contains(&word.split('=').next().unwrap_or_default());
+    options.data.split(',').find(|word| name(word))
 }
 
 /// A destination is absolute and has no `..` component; `/a..b` is a legal
@@ -160,13 +188,26 @@ pub(super) fn plan_destination(destination: &str) -> Result<String, PlanError> {
     Ok(normal)
 }
 
-fn plan_source(mount: &oci::Mount, options: &MountOptions) -> Result<MountSource, PlanError> {
+fn plan_source(
+    mount: &oci::Mount,
+    options: &MountOptions,
+    label: Option<&str>,
+) -> Result<MountSource, PlanError> {
     let source = mount
         .source()
         .as_ref()
         .and_then(|path| path.to_str())
         .unwrap_or_default();
     let fstype = mount.typ().as_deref().unwrap_or_default();
+    if options.flags.contains(MsFlags::MS_REMOUNT) {
+        let bind = options.is_bind() || fstype == "bind";
+        let parameters = if bind {
+            Vec::new()
+        } else {
+            parameters(options)
+        };
+        return Ok(MountSource::Remount { parameters });
+    }
     if options.is_bind() || fstype == "bind" {
         if !source.starts_with('/') || source.contains('\0') {
             return Err(PlanError::invalid(
@@ -199,7 +240,19 @@ fn plan_source(mount: &oci::Mount, options: &MountOptions) -> Result<MountSource
                 } else {
                     source.to_owned()
                 },
-                parameters: parameters(options),
+                parameters: {
+                    let mut all = parameters(options);
+                    // A file system on a device is read-only as a whole, which a
+                    // device that cannot be written needs.
+                    if options.read_only() && source.starts_with('/') {
+                        all.push(("ro".to_owned(), None));
+                    }
+                    // These have labels of their own.
+                    if let Some(label) = label.filter(|_| !UNLABELLED.contains(&name)) {
+                        all.push(("context".to_owned(), Some(label.to_owned())));
+                    }
+                    all
+                },
             })
         }
         other => Err(PlanError::invalid(
@@ -209,6 +262,9 @@ fn plan_source(mount: &oci::Mount, options: &MountOptions) -> Result<MountSource
         )),
     }
 }
+
+/// File systems that take no `context`.
+const UNLABELLED: [&str; 3] = ["proc", "sysfs", "mqueue"];
 
 /// Superblock parameters: the words that are no flags, and those flags which
 /// belong to the superblock rather than to the mount.
@@ -244,6 +300,7 @@ fn attributes(options: &MountOptions) -> (u64, u64) {
         (MsFlags::MS_NODEV, attr::NODEV),
         (MsFlags::MS_NOEXEC, attr::NOEXEC),
         (MsFlags::MS_NODIRATIME, attr::NODIRATIME),
+        (NOSYMFOLLOW, attr::NOSYMFOLLOW),
     ];
     let (mut set, mut clear) = (0, 0);
     for (flag, bit) in plain {
@@ -293,6 +350,10 @@ fn check_proc_bind(destination: &str, source: &str) -> Result<(), PlanError> {
 mod tests {
     use super::*;
 
+    fn plan(mount: &oci::Mount) -> Result<MountPlan, PlanError> {
+        super::plan(mount, None)
+    }
+
     fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> oci::Mount {
         let mut mount = oci::Mount::default();
         mount.set_destination(destination.into());
@@ -328,10 +389,7 @@ mod tests {
     #[test]
     fn the_last_word_wins_between_ro_and_rw() {
         let rw = plan(&mount("/x", "bind", "/y", &["rbind", "ro", "rw"])).unwrap();
-        assert_eq!(
-            (rw.set & attr::RDONLY, rw.clear & attr::RDONLY),
-            (0, attr::RDONLY)
-        );
+        assert!(!rw.read_only());
         let ro = plan(&mount("/x", "bind", "/y", &["rbind", "rw", "ro"])).unwrap();
         assert!(ro.read_only());
         assert_eq!(
@@ -360,6 +418,58 @@ mod tests {
         assert!(plan(&mount("/proc/sys/kernel", "bind", "/x", &[])).is_err());
         assert!(plan(&mount("/proc", "bind", "/tmp", &["rbind"])).is_err());
         assert!(plan(&mount("/process", "bind", "/tmp", &[])).is_ok());
+    }
+
+    /// CVE-2020-28914: a volume that is read-only in the guest.
+    #[test]
+    fn rw_does_not_make_a_read_only_source_writable() {
+        let rw = plan(&mount("/x", "bind", "/y", &["rbind", "rw", "exec"])).unwrap();
+        assert_eq!(rw.clear, attr::NOEXEC);
+        let all = plan(&mount("/x", "bind", "/y", &["rbind", "rrw"])).unwrap();
+        assert_eq!(all.clear_recursive, attr::RDONLY, "asked for by name");
+    }
+
+    #[test]
+    fn a_remount_is_no_new_mount() {
+        let bind = plan(&mount("/x", "bind", "/y", &["bind", "remount", "ro"])).unwrap();
+        assert_eq!(bind.source, MountSource::Remount { parameters: vec![] });
+        assert!(bind.read_only());
+        let words = ["remount", "size=1m", "rw"];
+        let tmpfs = plan(&mount("/x", "tmpfs", "tmpfs", &words)).unwrap();
+        let parameters = vec![("size".to_owned(), Some("1m".to_owned()))];
+        assert_eq!(tmpfs.source, MountSource::Remount { parameters });
+        assert_eq!(tmpfs.clear, attr::RDONLY);
+    }
+
+    #[test]
+    fn what_nobody_does_is_refused() {
+        for word in ["idmap", "ridmap", "idmap=uids=0-1-2", "tmpcopyup"] {
+            let error = plan(&mount("/x", "bind", "/y", &["bind", word])).unwrap_err();
+            assert!(error.to_string().contains("is not supported"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mount_label_is_for_file_systems_that_take_one() {
+        let with =
+            |kind: &str| super::plan(&mount("/x", kind, kind, &[]), Some("a:b:c:s0")).unwrap();
+        let context = ("context".to_owned(), Some("a:b:c:s0".to_owned()));
+        for (kind, labelled) in [("tmpfs", true), ("proc", false), ("sysfs", false)] {
+            let MountSource::FileSystem { parameters, .. } = with(kind).source else {
+                panic!("{kind} is no file system")
+            };
+            assert_eq!(parameters.contains(&context), labelled, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_device_is_mounted_read_only_as_a_whole() {
+        let ro = |source: &str| match plan(&mount("/x", "ext4", source, &["ro"])).unwrap().source {
+            MountSource::FileSystem { parameters, .. } => parameters,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(ro("/dev/vda"), [("ro".to_owned(), None)]);
+        assert!(ro("none").is_empty());
     }
 
     #[test]

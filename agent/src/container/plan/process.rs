@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::PlanError;
 use super::id::shorten;
+use super::label::Modules;
 
 /// Capability sets as bit masks by capability number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,10 @@ pub struct Rlimit {
 /// A program and the state it starts in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessPlan {
+    /// The host's ports of the connections for stdin, stdout and stderr; 0 for
+    /// none. The agent's business only.
+    #[serde(skip)]
+    pub ports: [u32; 3],
     /// At least one.
     pub args: Vec<String>,
     /// `NAME=value`, names not empty.
@@ -81,17 +86,23 @@ pub fn plan(process: &oci::Process) -> Result<ProcessPlan, PlanError> {
     let env = process.env().clone().unwrap_or_default();
     refuse_nul("process.args", &args)?;
     refuse_nul("process.env", &env)?;
-    let label = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let labelled = process.selinux_label().is_some() || process.apparmor_profile().is_some();
+    let modules = if labelled {
+        Modules::detect()
+    } else {
+        Modules::default()
+    };
     let user = process.user();
     Ok(ProcessPlan {
+        ports: [0; 3],
         args,
         env: env
             .into_iter()
             .filter(|entry| is_assignment(entry))
             .collect(),
         cwd: plan_cwd(process.cwd().to_str().unwrap_or_default())?,
-        uid: user.uid(),
-        gid: user.gid(),
+        uid: id("process.user.uid", user.uid())?,
+        gid: id("process.user.gid", user.gid())?,
         groups: user.additional_gids().clone().unwrap_or_default(),
         capabilities: process.capabilities().as_ref().map(capabilities),
         rlimits: process
@@ -106,9 +117,19 @@ pub fn plan(process: &oci::Process) -> Result<ProcessPlan, PlanError> {
         console_size: process
             .console_size()
             .map(|size| (clamp(size.height()), clamp(size.width()))),
-        selinux_label: label(process.selinux_label()),
-        apparmor_profile: label(process.apparmor_profile()),
+        selinux_label: modules
+            .selinux_label("process.selinuxLabel", process.selinux_label().as_ref())?,
+        apparmor_profile: modules.apparmor_profile(process.apparmor_profile().as_ref())?,
     })
+}
+
+/// The kernel takes the highest number for "leave it as it is": the process
+/// would stay root.
+fn id(field: &'static str, id: u32) -> Result<u32, PlanError> {
+    match id {
+        u32::MAX => Err(PlanError::invalid(field, id.to_string(), "is no id")),
+        id => Ok(id),
+    }
 }
 
 fn is_assignment(entry: &str) -> bool {
@@ -215,5 +236,74 @@ fn resource(kind: oci::PosixRlimitType) -> Resource {
         Type::RlimitNice => Resource::RLIMIT_NICE,
         Type::RlimitRtprio => Resource::RLIMIT_RTPRIO,
         Type::RlimitRttime => Resource::RLIMIT_RTTIME,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(
+        change: impl FnOnce(&mut oci::Process) -> &mut oci::Process,
+    ) -> Result<ProcessPlan, PlanError> {
+        let mut process = oci::Process::default();
+        change(&mut process);
+        plan(&process)
+    }
+
+    #[test]
+    fn the_id_that_changes_nothing_is_refused() {
+        let user = |uid, gid| {
+            process(|p| {
+                let mut user = oci::User::default();
+                user.set_uid(uid).set_gid(gid);
+                p.set_user(user)
+            })
+        };
+        assert!(user(0, 0).is_ok() && user(u32::MAX - 1, 7).is_ok());
+        assert!(user(u32::MAX, 0).is_err());
+        assert!(user(0, u32::MAX).is_err());
+    }
+
+    #[test]
+    fn what_the_kernel_would_cut_short_is_refused() {
+        let nul = || Some(vec!["a\0b=c".to_owned()]);
+        assert!(process(|p| p.set_args(nul())).is_err());
+        assert!(process(|p| p.set_env(nul())).is_err());
+        assert!(process(|p| p.set_cwd("relative".into())).is_err());
+        assert!(process(|p| p.set_args(None)).is_err());
+    }
+
+    #[test]
+    fn entries_that_are_no_assignments_are_dropped() {
+        let env = ["A=1", "=x", "B", "C="].map(str::to_owned).to_vec();
+        let plan = process(|p| p.set_env(Some(env))).unwrap();
+        assert_eq!(plan.env, ["A=1", "C="]);
+    }
+
+    /// Both libraries must know the same capabilities, by the kernel's numbers.
+    #[test]
+    fn every_capability_has_its_number() {
+        for cap in caps::all() {
+            let name = cap.to_string();
+            let name = name.strip_prefix("CAP_").unwrap();
+            let known: oci::Capability = name.parse().unwrap();
+            assert_eq!(number(known), Some(cap.index()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_soft_limit_above_the_hard_one_is_refused() {
+        let limit = |soft: u64, hard: u64| {
+            let limit = oci::PosixRlimitBuilder::default()
+                .typ(oci::PosixRlimitType::RlimitNofile)
+                .soft(soft)
+                .hard(hard)
+                .build()
+                .unwrap();
+            process(|p| p.set_rlimits(Some(vec![limit])))
+        };
+        assert_eq!(limit(1, 2).unwrap().rlimits[0].hard, 2);
+        assert!(limit(2, 1).is_err());
     }
 }

@@ -8,10 +8,11 @@ use nix::sys::stat::SFlag;
 use oci_spec::runtime as oci;
 
 use super::id::shorten;
+use super::label::Modules;
 use super::mount::plan_destination;
 use super::{
     ChildHooks, ContainerId, ContainerPlan, DevicePlan, Hook, Hooks, IdMap, InitPlan, Namespace,
-    NamespaceSource, Namespaces, PlanError, RootPlan, mount, process,
+    NamespaceSource, Namespaces, PlanError, RootPlan, mount, process, sysctl,
 };
 use crate::mount_options::propagation_flag;
 use crate::seccomp;
@@ -42,7 +43,6 @@ pub fn plan(
         .process()
         .as_ref()
         .ok_or(PlanError::Missing("OCI.Process"))?;
-    refuse_gaps(linux)?;
     let namespaces = namespaces(linux, shares_pid)?;
     let hostname = spec.hostname().clone().filter(|name| !name.is_empty());
     require(
@@ -60,7 +60,7 @@ pub fn plan(
         Namespace::Mount,
         "mounts and masked paths need a mount namespace",
     )?;
-    check_sysctls(linux, &namespaces)?;
+    sysctl::check(linux, &namespaces)?;
     let new_user = namespaces.get(&Namespace::User) == Some(&NamespaceSource::New);
     Ok(ContainerPlan {
         id,
@@ -79,26 +79,14 @@ pub fn plan(
         seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
         init: InitPlan {
             hooks: ChildHooks::default(),
-            hostname: hostname
-                .filter(|_| namespaces.get(&Namespace::Uts) == Some(&NamespaceSource::New)),
-            root: namespaces.contains_key(&Namespace::Mount).then_some(root),
+            hostname,
+            // A mount namespace that is joined has its root and its mounts already.
+            root: (namespaces.get(&Namespace::Mount) == Some(&NamespaceSource::New))
+                .then_some(root),
         },
         process: process::plan(process)?,
         namespaces,
     })
-}
-
-/// What must not be left out silently, because leaving it out weakens the
-/// container or breaks its owner's expectation.
-fn refuse_gaps(linux: &oci::Linux) -> Result<(), PlanError> {
-    if linux
-        .mount_label()
-        .as_deref()
-        .is_some_and(|label| !label.is_empty())
-    {
-        return Err(PlanError::Unsupported("linux.mountLabel is"));
-    }
-    Ok(())
 }
 
 fn hooks(spec: &oci::Spec) -> Hooks {
@@ -154,7 +142,9 @@ fn require(
 /// namespace is always there, the network is the guest's unless listed.
 fn namespaces(linux: &oci::Linux, shares_pid: bool) -> Result<Namespaces, PlanError> {
     let mut all: Namespaces = HashMap::new();
-    for namespace in linux.namespaces().iter().flatten() {
+    let listed = || linux.namespaces().iter().flatten();
+    let has_user = listed().any(|namespace| namespace.typ() == oci::LinuxNamespaceType::User);
+    for namespace in listed() {
         let kind = kind(namespace.typ())?;
         let path = namespace
             .path()
@@ -162,6 +152,9 @@ fn namespaces(linux: &oci::Linux, shares_pid: bool) -> Result<Namespaces, PlanEr
             .and_then(|path| path.to_str())
             .unwrap_or_default();
         let source = match (kind, path) {
+            // The sandbox's belong to the guest's user namespace: in another one
+            // neither their name nor their queues can be used.
+            (Namespace::Ipc | Namespace::Uts, _) if has_user => NamespaceSource::New,
             (Namespace::Ipc | Namespace::Uts, _) => NamespaceSource::Sandbox,
             (_, "") => NamespaceSource::New,
             (_, path) if path.starts_with('/') && !path.contains('\0') => {
@@ -248,6 +241,11 @@ fn root_plan(
             "must be an absolute path",
         ));
     }
+    let label = linux.mount_label().as_ref();
+    let label = match label.filter(|label| !label.is_empty()) {
+        Some(_) => Modules::detect().selinux_label("linux.mountLabel", label)?,
+        None => None,
+    };
     Ok(RootPlan {
         path: path.to_owned(),
         readonly: root.readonly().unwrap_or(false),
@@ -256,7 +254,7 @@ fn root_plan(
             .mounts()
             .iter()
             .flatten()
-            .map(mount::plan)
+            .map(|mount| mount::plan(mount, label.as_deref()))
             .collect::<Result<_, _>>()?,
         devices: linux
             .devices()
@@ -270,7 +268,7 @@ fn root_plan(
             .sysctl()
             .iter()
             .flatten()
-            .map(|(key, value)| (sysctl_path(key), value.clone()))
+            .map(|(key, value)| (sysctl::path(key), value.clone()))
             .collect(),
     })
 }
@@ -317,13 +315,14 @@ fn device(device: &oci::LinuxDevice) -> Result<DevicePlan, PlanError> {
     }
     let kind = match device.typ() {
         oci::LinuxDeviceType::B => SFlag::S_IFBLK,
-        oci::LinuxDeviceType::C => SFlag::S_IFCHR,
+        // "Unbuffered" is what mknod(1) calls a character device too.
+        oci::LinuxDeviceType::C | oci::LinuxDeviceType::U => SFlag::S_IFCHR,
         oci::LinuxDeviceType::P => SFlag::S_IFIFO,
         other => {
             return Err(PlanError::invalid(
                 "linux.devices.type",
                 other.as_str(),
-                "must be b, c or p",
+                "must be b, c, u or p",
             ));
         }
     };
@@ -344,52 +343,6 @@ fn device(device: &oci::LinuxDevice) -> Result<DevicePlan, PlanError> {
         uid: device.uid().unwrap_or(0),
         gid: device.gid().unwrap_or(0),
     })
-}
-
-/// Sysctls that belong to the ipc namespace.
-const IPC_SYSCTLS: [&str; 8] = [
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
-
-/// Only what belongs to a namespace of the container may be set: everything
-/// else would change the guest under the other containers.
-fn check_sysctls(linux: &oci::Linux, namespaces: &Namespaces) -> Result<(), PlanError> {
-    for key in linux.sysctl().iter().flatten().map(|(key, _)| key) {
-        let fail = |reason| Err(PlanError::invalid("linux.sysctl", shorten(key), reason));
-        if key.split(['.', '/']).any(str::is_empty) || key.contains('\0') {
-            return fail("is no sysctl name");
-        }
-        let dotted = key.replace('/', ".");
-        let needs = match dotted.as_str() {
-            name if IPC_SYSCTLS.contains(&name) || name.starts_with("fs.mqueue.") => {
-                Some(Namespace::Ipc)
-            }
-            "kernel.domainname" => Some(Namespace::Uts),
-            name if name.starts_with("net.") => None,
-            _ => return fail("does not belong to a namespace of the container"),
-        };
-        if needs.is_some_and(|kind| !namespaces.contains_key(&kind)) {
-            return fail("needs a namespace that the container does not have");
-        }
-    }
-    Ok(())
-}
-
-/// The file of a sysctl below `/proc/sys`: dots separate, unless slashes do
-/// (then a dot is part of a name, as in an interface's).
-fn sysctl_path(key: &str) -> String {
-    if key.contains('/') {
-        key.to_owned()
-    } else {
-        key.replace('.', "/")
-    }
 }
 
 #[cfg(test)]
@@ -438,28 +391,44 @@ mod tests {
     }
 
     #[test]
-    fn a_sysctl_of_the_whole_guest_is_refused() {
-        let set = |key: &str| {
-            let map = HashMap::from([(key.to_owned(), "1".to_owned())]);
-            planned(|linux| {
-                linux.set_sysctl(Some(map));
-            })
-        };
-        assert!(set("kernel.shmmax").is_ok());
-        assert!(set("net.ipv4.ip_forward").is_ok());
-        assert!(set("kernel.core_pattern").is_err());
-        assert!(set("kernel.hostname").is_err());
-        assert!(set("net..x").is_err());
-        assert!(set("net/../kernel/core_pattern").is_err());
+    fn a_user_namespace_owns_what_the_container_uses() {
+        let plan = planned(|linux| {
+            let mut user = oci::LinuxNamespace::default();
+            user.set_typ(oci::LinuxNamespaceType::User);
+            let mut all = linux.namespaces().clone().unwrap_or_default();
+            all.push(user);
+            linux.set_namespaces(Some(all));
+            let map = oci::LinuxIdMappingBuilder::default()
+                .host_id(1u32)
+                .container_id(0u32);
+            let maps = vec![map.size(10u32).build().unwrap()];
+            linux
+                .set_uid_mappings(Some(maps.clone()))
+                .set_gid_mappings(Some(maps));
+        })
+        .unwrap();
+        for kind in [Namespace::Ipc, Namespace::User, Namespace::Pid] {
+            assert_eq!(
+                plan.namespaces.get(&kind),
+                Some(&NamespaceSource::New),
+                "{kind:?}"
+            );
+        }
+        let root = plan.root_in_guest().unwrap();
+        assert_eq!((root.0.as_raw(), root.1.as_raw()), (77, 77));
+        assert!(planned(|_| {}).unwrap().root_in_guest().is_none());
     }
 
     #[test]
-    fn bug_a_dot_in_an_interface_name_survives() {
-        assert_eq!(
-            sysctl_path("net/ipv4/conf/eth0.100/forwarding"),
-            "net/ipv4/conf/eth0.100/forwarding"
-        );
-        assert_eq!(sysctl_path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
+    fn a_joined_mount_namespace_keeps_its_root() {
+        let plan = planned(|linux| {
+            let mut all = linux.namespaces().clone().unwrap_or_default();
+            all[0].set_path(Some("/proc/7/ns/mnt".into()));
+            linux.set_namespaces(Some(all));
+        })
+        .unwrap();
+        assert!(plan.init.root.is_none());
+        assert!(planned(|_| {}).unwrap().init.root.is_some());
     }
 
     #[test]

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers coming and going in the sandbox's registry. What is begun here
+//! goes on to its end, whether or not its caller stays.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::sync::watch;
+
+use super::{CreatePlan, Sandbox, SandboxError, Slot};
+use crate::container::plan::id::shorten;
+use crate::container::plan::{ContainerPlan, ExecId, Namespace, NamespaceSource, ProcessPlan};
+use crate::container::{Container, ContainerError, Creation, Shared};
+use crate::rpc::status::chain;
+
+/// How long the end of the sandbox waits for creations that it has given up.
+const GIVE_UP: Duration = Duration::from_secs(15);
+
+/// A place in the registry for a container that is being created.
+struct Reservation {
+    shared: Shared,
+    guest_hooks: Arc<crate::container::plan::Hooks>,
+    given_up: watch::Receiver<bool>,
+}
+
+impl Sandbox {
+    /// CreateContainer: the container is complete or there is none.
+    ///
+    /// # Errors
+    /// [`SandboxError::ContainerExists`] before anything was done; else what
+    /// failed, all of it undone.
+    pub async fn create_container(self: &Arc<Self>, plan: CreatePlan) -> Result<(), SandboxError> {
+        let this = self.clone();
+        tokio::spawn(async move { this.create_container_now(plan).await })
+            .await
+            .map_err(|_| SandboxError::Task)?
+    }
+
+    async fn create_container_now(&self, plan: CreatePlan) -> Result<(), SandboxError> {
+        let id = plan.container.id.clone();
+        let Reservation {
+            shared,
+            guest_hooks,
+            given_up,
+        } = self.reserve(&plan.container)?;
+        let creation = Creation {
+            plan: plan.container,
+            config: plan.config,
+            shared,
+            guest_hooks,
+            given_up,
+        };
+        let created = async {
+            self.storages.acquire(plan.storages, id.as_str()).await?;
+            let created = Container::create(&self.engine, creation).await;
+            if created.is_err() {
+                self.release(id.as_str()).await;
+            }
+            Ok::<_, SandboxError>(created?)
+        };
+        let created = created.await;
+        if let Ok(container) = &created {
+            self.oom.watch(container);
+        }
+        let mut registry = self.registry();
+        let result = match created {
+            Ok(container) => {
+                if registry.shared.pid.is_none() {
+                    registry.shared.pid = container.pid_namespace();
+                }
+                let slot = Slot::Taken(container);
+                registry.containers.insert(id.as_str().to_owned(), slot);
+                Ok(())
+            }
+            Err(error) => {
+                registry.containers.remove(id.as_str());
+                Err(error)
+            }
+        };
+        drop(registry);
+        self.settled.notify_waiters();
+        result
+    }
+
+    fn reserve(&self, plan: &ContainerPlan) -> Result<Reservation, SandboxError> {
+        let mut registry = self.registry();
+        if registry.ending {
+            return Err(SandboxError::Ending);
+        }
+        let id = plan.id.as_str();
+        if registry.containers.contains_key(id) {
+            return Err(SandboxError::ContainerExists(plan.id.clone()));
+        }
+        let shares_pid = plan.namespaces.get(&Namespace::Pid) == Some(&NamespaceSource::Sandbox);
+        if shares_pid && registry.shared.pid.is_none() && !registry.containers.is_empty() {
+            return Err(ContainerError::NoSharedPid.into());
+        }
+        let (give_up, given_up) = watch::channel(false);
+        let slot = Slot::Reserved(give_up);
+        registry.containers.insert(id.to_owned(), slot);
+        Ok(Reservation {
+            shared: registry.shared.clone(),
+            guest_hooks: registry.guest_hooks.clone(),
+            given_up,
+        })
+    }
+
+    /// StartContainer.
+    ///
+    /// # Errors
+    /// Of [`Container::start`].
+    pub async fn start(self: &Arc<Self>, id: &str) -> Result<(), SandboxError> {
+        let (this, container) = (self.clone(), self.container(id)?);
+        let work = async move { container.start(&this.engine).await };
+        Ok(tokio::spawn(work).await.map_err(|_| SandboxError::Task)??)
+    }
+
+    /// PauseContainer.
+    ///
+    /// # Errors
+    /// Of [`Container::pause`].
+    pub async fn pause(&self, id: &str) -> Result<(), SandboxError> {
+        let container = self.container(id)?;
+        let work = async move { container.pause().await };
+        Ok(tokio::spawn(work).await.map_err(|_| SandboxError::Task)??)
+    }
+
+    /// ExecProcess.
+    ///
+    /// # Errors
+    /// What kept the process from running.
+    pub async fn exec(
+        self: &Arc<Self>,
+        container: &str,
+        id: ExecId,
+        plan: ProcessPlan,
+    ) -> Result<(), SandboxError> {
+        let (this, container) = (self.clone(), self.container(container)?);
+        let work = async move { container.exec(&this.engine, &id, plan).await };
+        Ok(tokio::spawn(work).await.map_err(|_| SandboxError::Task)??)
+    }
+
+    /// RemoveContainer. A container that is still being created is given up
+    /// first.
+    ///
+    /// # Errors
+    /// What could not be removed; the container stays known then.
+    pub async fn remove(self: &Arc<Self>, id: &str) -> Result<(), SandboxError> {
+        let (this, id) = (self.clone(), id.to_owned());
+        let work = async move {
+            match this.settle(&id).await? {
+                Some(container) => this.remove_now(&container).await,
+                None => Ok(()),
+            }
+        };
+        tokio::spawn(work).await.map_err(|_| SandboxError::Task)?
+    }
+
+    async fn remove_now(&self, container: &Arc<Container>) -> Result<(), SandboxError> {
+        let id = container.id().as_str();
+        self.oom.look(id).await;
+        container.remove(&self.engine).await?;
+        self.oom.forget(id);
+        self.release(id).await;
+        self.registry().containers.remove(id);
+        Ok(())
+    }
+
+    /// The container of that id, or `None` if it was on its way and has been
+    /// given up.
+    async fn settle(&self, id: &str) -> Result<Option<Arc<Container>>, SandboxError> {
+        let mut was_on_its_way = false;
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            match self.registry().containers.get(id) {
+                Some(Slot::Taken(container)) => return Ok(Some(container.clone())),
+                Some(Slot::Reserved(give_up)) => drop(give_up.send_replace(true)),
+                None if was_on_its_way => return Ok(None),
+                None => return Err(SandboxError::UnknownContainer(shorten(id))),
+            }
+            was_on_its_way = true;
+            settled.await;
+        }
+    }
+
+    pub(super) async fn release(&self, owner: &str) {
+        for error in self.storages.release(owner).await {
+            log::warn!("{}", chain(&error));
+        }
+    }
+
+    /// DestroySandbox, as hosts do: every container is removed and every
+    /// storage unmounted. What fails is logged, since the VM ends anyway.
+    ///
+    /// # Errors
+    /// [`SandboxError::Ending`] for a second one.
+    pub async fn destroy(self: &Arc<Self>) -> Result<(), SandboxError> {
+        if std::mem::replace(&mut self.registry().ending, true) {
+            return Err(SandboxError::Ending);
+        }
+        let this = self.clone();
+        let work = async move { this.take_down().await };
+        tokio::spawn(work).await.map_err(|_| SandboxError::Task)
+    }
+
+    /// No container comes any more; those that are on their way are given up.
+    async fn take_down(self: &Arc<Self>) {
+        let ids: Vec<String> = self.registry().containers.keys().cloned().collect();
+        let removals = ids.into_iter().map(|id| async move {
+            let settled = tokio::time::timeout(GIVE_UP, self.settle(&id)).await;
+            let removed = match settled {
+                Ok(Ok(Some(container))) => self.remove_now(&container).await,
+                Ok(Ok(None)) => Ok(()),
+                Ok(Err(error)) => Err(error),
+                Err(_) => return log::warn!("Container {id} is left half created"),
+            };
+            if let Err(error) = removed {
+                log::warn!(
+                    "Container {id} at the end of the sandbox: {}",
+                    chain(&error)
+                );
+            }
+        });
+        join_all(removals).await;
+        for error in self.storages.release_all().await {
+            log::warn!("{}", chain(&error));
+        }
+        self.oom.close();
+        self.end.send_replace(true);
+    }
+}
