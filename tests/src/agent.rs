@@ -116,6 +116,10 @@ agent_calls! {
     list_routes(ListRoutesRequest) -> Routes;
     update_container(UpdateContainerRequest) -> Empty;
     stats_container(StatsContainerRequest) -> StatsContainerResponse;
+    pause_container(PauseContainerRequest) -> Empty;
+    resume_container(ResumeContainerRequest) -> Empty;
+    get_oom_event(GetOOMEventRequest) -> OOMEvent;
+    get_diagnostic_data(GetDiagnosticDataRequest) -> GetDiagnosticDataResponse;
 }
 
 impl Rpc {

@@ -19,6 +19,7 @@ use rootfs_builder::vm::{Tools, VmConfig};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
+use crate::roots::{self, Parts};
 use crate::{rootfs, vm};
 
 /// The variable that names the agent's static binary; without it the binary is built.
@@ -56,11 +57,11 @@ impl GuestImage {
         VmConfig::new(self.arch, &self.kernel, &self.initramfs, self.tools.clone())
     }
 
-    fn make(arch: Arch, agent: &Path, progress: &dyn Progress) -> Result<GuestImage> {
-        let cache = Cache::open()?;
+    fn make(parts: &Parts, progress: &dyn Progress) -> Result<GuestImage> {
+        let (arch, cache) = (parts.arch, Cache::open()?);
         let tools = Tools::find(arch, &cache).context(HINT)?;
         let kernel = kernel(arch, &cache, progress)?;
-        let initramfs = initramfs(arch, agent, &kernel, &cache, progress)?;
+        let initramfs = initramfs(parts, &kernel, &cache, progress)?;
         Ok(GuestImage {
             arch,
             kernel,
@@ -89,17 +90,21 @@ pub fn built_kernel(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Resul
 
 /// The agent and the kernel's modules, with the tests' root file system inside.
 fn initramfs(
-    arch: Arch,
-    agent: &Path,
+    parts: &Parts,
     kernel: &Kernel,
     cache: &Cache,
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
     let what = Initramfs {
-        arch,
-        binary: agent,
+        arch: parts.arch,
+        binary: &parts.agent,
         kernel: Some(kernel),
-        base: Base::Root(RootSource::Dir(base(arch, cache, progress)?)),
+        base: Base::Root(RootSource::Dir(base(
+            parts.arch,
+            &parts.probe,
+            cache,
+            progress,
+        )?)),
         compression: Compression::None,
     };
     Ok(assemble::initramfs(&what, cache, progress)?)
@@ -115,16 +120,16 @@ pub fn arch() -> Arch {
     }
 }
 
-/// Makes everything that VM stories on `arch` need, so that they find it made.
-pub fn prepare(arch: Arch, agent: &Path, progress: &dyn Progress) -> Result<()> {
-    GuestImage::make(arch, agent, progress).map(drop)
+/// Makes everything that VM stories need, so that they find it made.
+pub fn prepare(parts: &Parts, progress: &dyn Progress) -> Result<()> {
+    GuestImage::make(parts, progress).map(drop)
 }
 
 /// The image that VMs are booted from.
 pub async fn guest() -> &'static GuestImage {
     static GUEST: OnceCell<GuestImage> = OnceCell::const_new();
     let made = GUEST.get_or_try_init(|| async {
-        let make = || GuestImage::make(arch(), &static_agent()?, &Silent);
+        let make = || GuestImage::make(&Parts::of_environment()?, &Silent);
         tokio::task::spawn_blocking(make)
             .await
             .context("The maker of the guest image fell over")?
@@ -154,9 +159,9 @@ pub async fn own_config() -> VmConfig {
 /// The same with an initramfs in front of the root, in which our binary mounts it.
 pub async fn own_config_with_initramfs() -> VmConfig {
     let make = || {
-        let (cache, agent) = (Cache::open()?, static_agent()?);
-        let kernel = built_kernel(arch(), &cache, &Silent)?;
-        initramfs(arch(), &agent, &kernel, &cache, &Silent)
+        let (cache, parts) = (Cache::open()?, Parts::of_environment()?);
+        let kernel = built_kernel(parts.arch, &cache, &Silent)?;
+        initramfs(&parts, &kernel, &cache, &Silent)
     };
     let made = tokio::task::spawn_blocking(make).await;
     let made = made.unwrap_or_else(|e| panic!("The maker of the initramfs fell over: {e}"));
@@ -170,6 +175,14 @@ pub fn static_agent() -> Result<PathBuf> {
     match std::env::var_os(AGENT_VARIABLE) {
         Some(path) => Ok(path.into()),
         None => Ok(toolchain::guest_binary(arch(), &Cache::open()?, &Silent)?),
+    }
+}
+
+/// The static program that reports what a container sees, see [`roots::PROBE_VARIABLE`].
+pub fn static_probe() -> Result<PathBuf> {
+    match std::env::var_os(roots::PROBE_VARIABLE) {
+        Some(path) => Ok(path.into()),
+        None => roots::probe(arch(), &Silent),
     }
 }
 
@@ -211,26 +224,27 @@ fn build_for_host() -> Result<PathBuf> {
 }
 
 /// What is in the guest besides the agent: the directories it wants to find, and the tests' root file system.
-fn base(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<PathBuf> {
+fn base(arch: Arch, probe: &Path, cache: &Cache, progress: &dyn Progress) -> Result<PathBuf> {
     let busybox = rootfs::busybox(arch, cache, progress)?;
     let key = Key::of(&format!("base-{arch}"))
-        .field("recipe", "2")
+        .field("recipe", "3")
         .file("busybox", &busybox)?
+        .file("probe", probe)?
         .finish();
     cache.entry("test-base", &key, |dir| -> Result<()> {
         for name in ["dev", "etc", "proc", "run", "sys", "tmp", "var"] {
             fs::create_dir(dir.join(name)).with_context(|| format!("Cannot create {name}"))?;
         }
         let root = dir.join(ROOTFS.trim_start_matches('/'));
-        rootfs::make(&root, arch, &busybox)
+        rootfs::make(&root, arch, &busybox, probe)
     })
 }
 
 /// What the roots on devices hold besides the agent: the same, and a marker.
-pub fn base_of_roots(arch: Arch, progress: &dyn Progress) -> Result<PathBuf> {
+pub fn base_of_roots(parts: &Parts, progress: &dyn Progress) -> Result<PathBuf> {
     let cache = Cache::open()?;
-    let base = base(arch, &cache, progress)?;
-    let key = Key::of(&format!("roots-{arch}"))
+    let base = base(parts.arch, &parts.probe, &cache, progress)?;
+    let key = Key::of(&format!("roots-{}", parts.arch))
         .field("base", base.as_os_str().as_encoded_bytes())
         .field("marker", ROOT_DISK_MARKER)
         .finish();
@@ -243,15 +257,20 @@ pub fn base_of_roots(arch: Arch, progress: &dyn Progress) -> Result<PathBuf> {
     })
 }
 
+fn own_base() -> Result<PathBuf> {
+    base(arch(), &static_probe()?, &Cache::open()?, &Silent)
+}
+
 /// The tests' root file system on the host. Not to be changed: it is shared by all tests.
 pub fn rootfs() -> Result<PathBuf> {
-    Ok(base(arch(), &Cache::open()?, &Silent)?.join(ROOTFS.trim_start_matches('/')))
+    Ok(own_base()?.join(ROOTFS.trim_start_matches('/')))
 }
 
 /// Makes a root file system like [`rootfs`] in `dir`, for a story that changes it.
 pub fn new_rootfs(dir: &Path) -> Result<()> {
     let cache = Cache::open()?;
-    rootfs::make(dir, arch(), &rootfs::busybox(arch(), &cache, &Silent)?)
+    let busybox = rootfs::busybox(arch(), &cache, &Silent)?;
+    rootfs::make(dir, arch(), &busybox, &static_probe()?)
 }
 
 /// The directory of the locks that bound how many VMs run at once.
@@ -279,7 +298,7 @@ pub fn root_disk() -> Result<RootDisk> {
     let tree = dir.path().join("tree");
     let copied = Command::new("cp")
         .arg("-a")
-        .args([&base(arch(), &Cache::open()?, &Silent)?, &tree])
+        .args([&own_base()?, &tree])
         .status();
     let copied = copied.context("Cannot run cp")?;
     ensure!(copied.success(), "cp ended with {copied}");

@@ -12,6 +12,7 @@ use protocols::agent::*;
 use protocols::oci;
 
 use crate::agent::{Agent, Refusal, Rpc};
+use crate::facts::Facts;
 use crate::spec;
 
 /// What the Go shim asks for per read.
@@ -241,6 +242,14 @@ impl Container {
             .unwrap_or_else(|e| panic!("SignalProcess, all of {}: {e}", self.id()));
     }
 
+    /// A process that is taken to exist, such as one that another connection asked for.
+    pub fn known_process(&self, exec: &str) -> Process {
+        Process {
+            exec: exec.into(),
+            ..self.init.clone()
+        }
+    }
+
     /// Begins another process in the container.
     pub fn exec(&self, args: &[&str]) -> Exec {
         Exec::new(self, args)
@@ -281,6 +290,12 @@ impl Exec {
     /// Changes the process.
     pub fn process(mut self, change: impl FnOnce(&mut oci::Process)) -> Exec {
         change(self.request.process.mut_or_insert_default());
+        self
+    }
+
+    /// Changes the whole request.
+    pub fn request(mut self, change: impl FnOnce(&mut ExecProcessRequest)) -> Exec {
+        change(&mut self.request);
         self
     }
 
@@ -334,6 +349,12 @@ impl Output {
             self.stdout, self.stderr
         );
         self.stdout.trim_end()
+    }
+
+    /// Insists on exit code 0 and gives what the probe reported.
+    #[track_caller]
+    pub fn facts(&self) -> Facts {
+        Facts::parse(self.ok())
     }
 }
 

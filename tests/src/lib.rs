@@ -17,8 +17,12 @@
 pub mod agent;
 pub mod artifacts;
 pub mod container;
+pub mod cuts;
 mod exit;
+pub mod facts;
+pub mod figures;
 pub mod ledger;
+pub mod manage;
 pub mod rootfs;
 pub mod roots;
 pub mod service;
@@ -30,6 +34,7 @@ pub mod wire;
 
 pub use agent::{Agent, Code, Refusal, expect_refusal};
 pub use container::{Container, Output, Process};
+pub use facts::Facts;
 pub use service::Service;
 pub use story::{service_story, vm_story};
 pub use vm::Vm;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The container root file system of the tests: a static busybox, its applets, and the handful of files a root needs.
+//! The container root file system of the tests: a static busybox, its applets, the probe, and the handful of files a root needs.
 //!
 //! Owns only what is inside the directory it is given. How it reaches the guest (in the initramfs, by virtio-fs, on a disk) is the
 //! caller's business.
@@ -70,8 +70,11 @@ fn foreign_busybox(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result
     found.with_context(|| format!("Debian's {PACKAGE} for {arch} has no busybox"))
 }
 
-/// Makes the tests' root file system in `root`, which is created, with a busybox for `arch`.
-pub fn make(root: &Path, arch: Arch, busybox: &Path) -> Result<()> {
+/// Where the program that reports what a container sees lies.
+pub const PROBE: &str = "/bin/probe";
+
+/// Makes the tests' root file system in `root`, which is created, with a busybox and a probe for `arch`.
+pub fn make(root: &Path, arch: Arch, busybox: &Path, probe: &Path) -> Result<()> {
     for name in DIRECTORIES {
         let path = root.join(name);
         fs::create_dir_all(&path).with_context(|| format!("Cannot create {}", path.display()))?;
@@ -80,9 +83,11 @@ pub fn make(root: &Path, arch: Arch, busybox: &Path) -> Result<()> {
     for (name, text) in FILES {
         fs::write(root.join(name), text).with_context(|| format!("Cannot write {name}"))?;
     }
-    let inside = root.join("bin/busybox");
-    fs::copy(busybox, &inside).with_context(|| format!("Cannot copy {}", busybox.display()))?;
-    fs::set_permissions(&inside, fs::Permissions::from_mode(0o755))?;
+    for (program, inside) in [(busybox, "/bin/busybox"), (probe, PROBE)] {
+        let inside = root.join(inside.trim_start_matches('/'));
+        fs::copy(program, &inside).with_context(|| format!("Cannot copy {}", program.display()))?;
+        fs::set_permissions(&inside, fs::Permissions::from_mode(0o755))?;
+    }
     for applet in applets(arch, busybox)? {
         if applet != "busybox" {
             symlink("busybox", root.join("bin").join(&applet))
@@ -160,11 +165,14 @@ mod tests {
         let host = Arch::host().unwrap();
         let cache = Cache::at(dir.path().join("cache")).unwrap();
         let busybox = busybox(host, &cache, &Silent).unwrap();
-        make(&root, host, &busybox).unwrap();
+        let probe = dir.path().join("probe");
+        fs::write(&probe, "a program").unwrap();
+        make(&root, host, &busybox, &probe).unwrap();
         assert_eq!(
             fs::read_link(root.join("bin/sh")).unwrap(),
             Path::new("busybox")
         );
+        assert_eq!(fs::read(root.join("bin/probe")).unwrap(), b"a program");
         assert!(root.join("proc").is_dir());
         let mode = fs::metadata(root.join("tmp")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o1777);

@@ -22,8 +22,7 @@ use tempfile::TempDir;
 
 use crate::artifacts;
 
-/// Where the program that reports what a container sees lies in a container's root.
-pub const PROBE: &str = "/bin/probe";
+pub use crate::rootfs::PROBE;
 
 /// The variable that names the static probe; without it the probe is built.
 pub const PROBE_VARIABLE: &str = "KEELSON_TEST_PROBE";
@@ -61,19 +60,12 @@ impl Shape {
 
     /// The image, made now if it has not been before.
     fn make(self, parts: &Parts, progress: &dyn Progress) -> Result<Built> {
-        let base = artifacts::base_of_roots(parts.arch, progress)?;
-        let probe = FileEntry {
-            target: Path::new(artifacts::ROOTFS).join(PROBE.trim_start_matches('/')),
-            what: FileContent::Source(parts.probe.clone()),
-            mode: None,
-            owner: None,
-        };
+        let base = artifacts::base_of_roots(parts, progress)?;
         let layer = Layer {
             name: Some(format!("tests-{self:?}").to_lowercase()),
             arch: Some(parts.arch),
             base: Some(BaseChoice::Path(base)),
             kernel: Some(KernelChoice::Built),
-            files: vec![probe],
             binary: Some(parts.agent.clone()),
             ..self.layer()
         };
@@ -154,16 +146,11 @@ pub struct Parts {
 
 impl Parts {
     /// For the architecture of the VMs: what the environment names, and what it does not is built.
-    fn of_environment() -> Result<Parts> {
-        let arch = artifacts::arch();
-        let probe = match std::env::var_os(PROBE_VARIABLE) {
-            Some(path) => path.into(),
-            None => probe(arch, &Silent)?,
-        };
+    pub(crate) fn of_environment() -> Result<Parts> {
         Ok(Parts {
-            arch,
+            arch: artifacts::arch(),
             agent: artifacts::static_agent()?,
-            probe,
+            probe: artifacts::static_probe()?,
         })
     }
 

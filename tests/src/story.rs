@@ -5,6 +5,7 @@
 //! in the runtime that opened them.
 
 use std::future::Future;
+use std::io::Write;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -53,6 +54,14 @@ pub fn service_story(story: impl Future<Output = ()>) {
     // As above; if it fails, it does so again, with its reason, when the story starts its agent.
     let _ = artifacts::service_agent();
     tell(story);
+}
+
+/// Prints what a story measured, whether it passes or not: straight to the descriptor, because libtest would capture `eprintln!`.
+pub fn say(text: &str) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    // Figures are for who reads the log; nobody reads a log that cannot be written.
+    let _ = writeln!(std::io::stderr(), "{name}: {text}");
 }
 
 fn tell(story: impl Future<Output = ()>) {

@@ -17,9 +17,8 @@ use tokio::sync::OnceCell;
 
 use crate::agent::{Agent, Connect};
 use crate::artifacts;
-use crate::container::Container;
+use crate::exit;
 use crate::slots::{self, Slot};
-use crate::{exit, spec};
 
 /// The agent's RPC port.
 pub const PORT: u32 = 1024;
@@ -218,25 +217,6 @@ impl Vm {
             .create_sandbox(&request)
             .await
             .unwrap_or_else(|e| panic!("CreateSandbox: {e}"));
-    }
-
-    /// A container that sees the guest as PID 1 does: all capabilities, the guest's processes, the guest's `/` at `/mnt`. For
-    /// looking at what is left behind.
-    pub async fn probe(&self, id: &str) -> Container {
-        let guest_pids = |linux: &mut protocols::oci::Linux| {
-            linux.MaskedPaths.clear();
-            linux.ReadonlyPaths.clear();
-            let mut pids = spec::namespace("pid");
-            pids.Path = "/proc/1/ns/pid".to_owned();
-            linux.Namespaces.push(pids);
-        };
-        self.container(id)
-            .linux(guest_pids)
-            .capabilities(&spec::ALL_CAPABILITIES)
-            .bind("/mnt", "/")
-            .args(&["sleep", "1000000"])
-            .start()
-            .await
     }
 
     /// Asks for the end of the sandbox and insists that the machine powers off.

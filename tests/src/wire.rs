@@ -73,10 +73,7 @@ impl Wire {
 
     /// Sends a whole frame.
     pub async fn send_frame(&mut self, stream: u32, kind: u8, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("a test's payload is short");
-        let mut bytes = header(length, stream, kind).to_vec();
-        bytes.extend_from_slice(payload);
-        self.send_bytes(&bytes).await;
+        self.send_bytes(&frame(stream, kind, payload)).await;
     }
 
     /// Sends a request with an encoded message and returns its stream id.
@@ -165,6 +162,14 @@ impl Wire {
         let reply = self.ask("grpc.Health", "Check", &[]).await;
         assert_eq!(reply.code, Code::OK, "Check: {}", reply.text);
     }
+}
+
+/// The bytes of a whole frame.
+pub fn frame(stream: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a test's payload is short");
+    let mut bytes = header(length, stream, kind).to_vec();
+    bytes.extend_from_slice(payload);
+    bytes
 }
 
 /// An encoded request envelope.

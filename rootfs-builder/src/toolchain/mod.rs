@@ -43,8 +43,14 @@ const FLAGS: &[&str] = &[
     "relocation-model=static",
 ];
 
-/// Compiles the standard library along. Stable compilers take it with `RUSTC_BOOTSTRAP=1` only.
-const STD_FLAGS: &[&str] = &["-Z", "build-std=std,panic_abort"];
+/// Compiles the standard library along, for size and without what prints backtraces: a stripped binary has no names for them.
+/// Stable compilers take it with `RUSTC_BOOTSTRAP=1` only.
+const STD_FLAGS: &[&str] = &[
+    "-Z",
+    "build-std=std,panic_abort",
+    "-Z",
+    "build-std-features=optimize_for_size",
+];
 
 /// What the third way needs of the host.
 pub const BUILD_STD_NEEDS: &[Need] = &[

@@ -16,6 +16,24 @@ impl Facts {
         self.0.push((name.to_owned(), value.to_string()));
     }
 
+    /// Adds a fact that the kernel may not tell: then it is left out.
+    pub fn maybe<T: Display, E>(&mut self, name: &str, value: Result<T, E>) {
+        if let Ok(value) = value {
+            self.add(name, value);
+        }
+    }
+
+    /// Adds others behind these.
+    pub fn append(&mut self, mut others: Facts) {
+        self.0.append(&mut others.0);
+    }
+
+    /// The same facts with `prefix` before their names.
+    pub fn prefixed(self, prefix: &str) -> Facts {
+        let named = |(name, value)| (format!("{prefix}{name}"), value);
+        Facts(self.0.into_iter().map(named).collect())
+    }
+
     /// The value of a fact.
     #[cfg(test)]
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -31,6 +49,18 @@ impl Facts {
     }
 }
 
+/// What a file of `/proc` holds, without the end of its last line.
+pub fn content(path: &str) -> std::io::Result<String> {
+    let bytes = std::fs::read(path)?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
+}
+
+/// Words with commas between them.
+pub fn list(words: impl IntoIterator<Item = impl Display>) -> String {
+    let words: Vec<String> = words.into_iter().map(|w| w.to_string()).collect();
+    words.join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,7 +69,8 @@ mod tests {
     fn a_value_stays_on_its_line() {
         let mut facts = Facts::default();
         facts.add("size", 3);
-        facts.add("path", "a\nb\\c=d");
+        facts.maybe("absent", Err::<i32, _>(()));
+        facts.maybe("path", Ok::<_, ()>("a\nb\\c=d"));
         assert_eq!(facts.text(), "size=3\npath=a\\nb\\\\c=d\n");
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The mount a path lies on, as `/proc/self/mountinfo` tells it; see proc(5).
+//! The mount a path lies on, and all mounts, as `/proc/self/mountinfo` tells them; see proc(5).
 
 use std::fs;
 
@@ -17,6 +17,8 @@ struct Mount<'a> {
     root: String,
     point: String,
     options: &'a str,
+    /// `shared`, `slave`, both, `unbindable`, or `private`.
+    propagation: String,
     fstype: &'a str,
     source: String,
     /// The options of the file system as a whole.
@@ -46,6 +48,31 @@ pub fn describe(id: u64, facts: &mut Facts) -> Result<(), Error> {
     Ok(())
 }
 
+/// Every mount point; of mounts that are stacked on one the topmost, which is the last.
+pub fn all() -> Facts {
+    let text = fs::read_to_string(TABLE).unwrap_or_default();
+    let mut facts = Facts::default();
+    let mounts: Vec<_> = text.lines().filter_map(parse).collect();
+    for (at, mount) in mounts.iter().enumerate() {
+        if mounts[at + 1..]
+            .iter()
+            .any(|later| later.point == mount.point)
+        {
+            continue;
+        }
+        let mut add = |name: &str, value: &str| {
+            facts.add(&format!("mount:{}:{name}", mount.point), value);
+        };
+        add("fstype", mount.fstype);
+        add("source", &mount.source);
+        add("subtree", &mount.root);
+        add("options", mount.options);
+        add("fs_options", mount.super_options);
+        add("propagation", &mount.propagation);
+    }
+    facts
+}
+
 fn find(text: &str, id: u64) -> Option<Mount<'_>> {
     text.lines().filter_map(parse).find(|m| m.id == id)
 }
@@ -58,6 +85,13 @@ fn parse(line: &str) -> Option<Mount<'_>> {
     let _parent = first.next()?;
     let (device, root, point) = (first.next()?, first.next()?, first.next()?);
     let options = first.next()?;
+    // `shared:1`, `master:2`, `propagate_from:3`, `unbindable`.
+    let words = first.filter_map(|field| match field.split(':').next()? {
+        "master" => Some("slave"),
+        "propagate_from" => None,
+        other => Some(other),
+    });
+    let propagation = words.collect::<Vec<_>>().join(",");
     let mut last = last.splitn(3, ' ');
     Some(Mount {
         id,
@@ -65,6 +99,11 @@ fn parse(line: &str) -> Option<Mount<'_>> {
         root: unescaped(root),
         point: unescaped(point),
         options,
+        propagation: if propagation.is_empty() {
+            "private".to_owned()
+        } else {
+            propagation
+        },
         fstype: last.next()?,
         source: unescaped(last.next()?),
         super_options: last.next()?,
@@ -109,6 +148,15 @@ garbage
             ("kata\\Shared", "98:0")
         );
         assert_eq!(find(TABLE, 23), None);
+        assert_eq!(
+            (root.propagation.as_str(), other.propagation.as_str()),
+            ("private", "slave")
+        );
+    }
+
+    #[test]
+    fn all_mounts_are_listed() {
+        assert_eq!(all().get("mount:/proc:fstype"), Some("proc"));
     }
 
     #[test]

@@ -66,9 +66,9 @@ pub fn all(options: &Options) -> Result<bool> {
 fn prepare(arch: Arch, agent: &Path) -> Result<Parts> {
     let prepare = || {
         let probe = tests::roots::probe(arch, &Lines)?;
-        tests::artifacts::prepare(arch, agent, &Lines)?;
         let agent = agent.to_owned();
         let parts = Parts { arch, agent, probe };
+        tests::artifacts::prepare(&parts, &Lines)?;
         parts.prepare(&Lines)?;
         Ok::<_, anyhow::Error>(parts)
     };

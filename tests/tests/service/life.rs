@@ -21,6 +21,8 @@ fn it_says_who_it_is() {
             .expect("GetGuestDetails");
         assert!(!details.agent_details.init_daemon, "it is a service here");
         assert!(!details.agent_details.storage_handlers.is_empty());
+        assert!(details.agent_details.supports_seccomp);
+        assert_eq!(details.agent_details.extra_features, ["seccomp"]);
     });
 }
 

@@ -4,5 +4,9 @@
 
 mod claims;
 mod codes;
+mod disconnects;
 mod life;
+mod oci;
+mod states;
+mod stats;
 mod wire;

@@ -2,11 +2,25 @@
 //! Stories of the guest in a VM. Those that can share one do ([`tests::Vm::shared`]), and then keep to container ids of their own.
 
 mod boot;
+mod confinement;
+mod crowd;
+mod devices;
+mod disconnects;
+mod hooks;
 mod isolation;
 mod life;
+mod lifecycle;
+mod limits;
+mod mounts;
+mod namespaces;
+mod neighbours;
+mod oom;
+mod passfd;
 mod pod;
 mod roots;
 mod signals;
+mod specs;
+mod stats;
 mod stdio;
 mod storage;
 mod traces;
