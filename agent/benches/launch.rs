@@ -135,6 +135,7 @@ async fn by_launcher(engine: &Engine) {
         joins: vec![],
         cgroup: Join::None,
         maps: None,
+        hooks: None,
     };
     let spawned = spawn(engine, request).await.expect("a process");
     assert_eq!(spawned.process.wait().await, 0);
