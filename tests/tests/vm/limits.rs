@@ -392,7 +392,8 @@ async fn disk_throttle_bites(g: &Ground) {
     let (major, minor) = numbers.split_once(':').expect("two numbers");
     let device = |rate: u64| {
         let mut device = oci::LinuxThrottleDevice::new();
-        (device.Major, device.Minor) = (major.parse().unwrap(), minor.parse().unwrap());
+        let number = |text: &str| text.parse().expect("a device number");
+        (device.Major, device.Minor) = (number(major), number(minor));
         device.Rate = rate;
         vec![device]
     };

@@ -103,7 +103,7 @@ fn a_containers_streams_are_copied_to_their_ends() {
             .sh("tee /dev/stderr; exit 9")
             .start()
             .await;
-        let data: Vec<u8> = (0..4_000_000u32).map(|n| (n * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..4_000_000u32).map(|n| ((n * 7) >> 3) as u8).collect();
         let feed = async {
             let mut stdin = stdin;
             stdin

@@ -61,9 +61,7 @@ impl Guest {
 
 /// All devices that share a disk with the wanted ones or lie above or below them.
 fn related(nodes: &[Node], wanted: BTreeSet<usize>) -> BTreeSet<usize> {
-    let touch = |a: &Node, b: &Node| {
-        a.disk.as_ref() == Some(&b.name) || a.slaves.iter().any(|slave| *slave == b.name)
-    };
+    let touch = |a: &Node, b: &Node| a.disk.as_ref() == Some(&b.name) || a.slaves.contains(&b.name);
     let mut found = wanted.clone();
     let mut queue: Vec<_> = wanted.into_iter().collect();
     while let Some(current) = queue.pop() {
