@@ -25,8 +25,7 @@ use crate::{rootfs, vm};
 /// The variable that names the agent's static binary; without it the binary is built.
 pub const AGENT_VARIABLE: &str = "KEELSON_TEST_AGENT";
 
-/// The variable that says which kernel VMs boot: `fetched`, the default on this machine's architecture, or `built`, the default on
-/// another, where loading modules takes long.
+/// The variable that says which kernel VMs boot: `built`, our own, which is the default, or `fetched`, a distributor's.
 pub const KERNEL_VARIABLE: &str = "KEELSON_TEST_KERNEL";
 
 /// The variable that says for which architecture VMs are: this machine's, which is the default, or another, which is emulated.
@@ -71,13 +70,11 @@ impl GuestImage {
     }
 }
 
-/// The kernel under the guest: the distributor's or our own, see [`KERNEL_VARIABLE`].
+/// The kernel under the guest: our own or the distributor's, see [`KERNEL_VARIABLE`].
 fn kernel(arch: Arch, cache: &Cache, progress: &dyn Progress) -> Result<Kernel> {
-    let own = Some(arch) == Arch::host();
     match std::env::var(KERNEL_VARIABLE).as_deref() {
-        Err(_) if own => Ok(guest_kernel::fetch(arch, cache, progress)?),
-        Ok("fetched") => Ok(guest_kernel::fetch(arch, cache, progress)?),
         Err(_) | Ok("built") => built_kernel(arch, cache, progress),
+        Ok("fetched") => Ok(guest_kernel::fetch(arch, cache, progress)?),
         Ok(other) => bail!("{KERNEL_VARIABLE} is {other:?}; fetched and built are possible"),
     }
 }
@@ -136,6 +133,21 @@ pub async fn guest() -> &'static GuestImage {
     });
     made.await
         .unwrap_or_else(|e| panic!("The guest cannot be made: {e:#}\n{HINT}"))
+}
+
+/// A VM of the usual shape with the distributor's kernel, most of which is modules.
+pub async fn distributors_config() -> VmConfig {
+    let make = || {
+        let (cache, parts) = (Cache::open()?, Parts::of_environment()?);
+        let kernel = guest_kernel::fetch(parts.arch, &cache, &Silent)?;
+        let initramfs = initramfs(&parts, &kernel, &cache, &Silent)?;
+        Ok::<_, anyhow::Error>((kernel, initramfs))
+    };
+    let made = tokio::task::spawn_blocking(make).await;
+    let made = made.unwrap_or_else(|e| panic!("The maker of the initramfs fell over: {e}"));
+    let (kernel, initramfs) = made.unwrap_or_else(|e| panic!("No initramfs: {e:#}\n{HINT}"));
+    let tools = guest().await.tools.clone();
+    VmConfig::new(arch(), &kernel, &initramfs, tools)
 }
 
 /// A VM of the usual shape with our own kernel and without an initramfs; it needs a root.

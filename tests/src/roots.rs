@@ -17,7 +17,7 @@ use rootfs_builder::image::disk;
 use rootfs_builder::image::verity::Verity;
 use rootfs_builder::progress::{Progress, Silent};
 use rootfs_builder::toolchain;
-use rootfs_builder::vm::{Root, RootDevice, RootVerity};
+use rootfs_builder::vm::{Firmware, Root, RootDevice, RootVerity};
 use tempfile::TempDir;
 
 use crate::artifacts;
@@ -215,3 +215,11 @@ impl Copy {
 
 /// Where EROFS and ext4 have their superblocks.
 const SUPERBLOCK: usize = 1024;
+
+/// The firmware under which the guest finds nvdimms: they are described in ACPI tables, which aarch64 has with UEFI only.
+pub fn firmware_for_nvdimm() -> Firmware {
+    match artifacts::arch() {
+        Arch::X86_64 => Firmware::Direct,
+        Arch::Aarch64 => Firmware::Uefi,
+    }
+}

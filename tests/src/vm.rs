@@ -141,6 +141,12 @@ impl Vm {
         Vm::start(config, shape, Some(slot().await)).await
     }
 
+    /// The same with the kernel of a distributor, whose drivers are modules.
+    pub async fn boot_distributors(shape: impl FnOnce(Guest) -> Guest) -> Vm {
+        let config = artifacts::distributors_config().await;
+        Vm::start(config, shape, Some(slot().await)).await
+    }
+
     /// The same without an initramfs and with our own kernel, which mounts the root that `shape` gives it by itself.
     pub async fn boot_own(shape: impl FnOnce(Guest) -> Guest) -> Vm {
         let config = artifacts::own_config().await;

@@ -206,6 +206,40 @@ fn what_cannot_be_done_is_undone() {
     });
 }
 
+/// The event loop opened them: a pipe's other end never came, and nobody was answered any more.
+#[test]
+fn bug_what_is_no_namespace_is_not_opened() {
+    service_story(async {
+        let agent = Service::start().await;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let pipe = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.expect("mkfifo").success());
+        for path in [&*pipe.to_string_lossy(), "/dev/null", "/etc/passwd", "/"] {
+            let path = path.to_owned();
+            let result = agent
+                .container("joins")
+                .linux(|l| l.Namespaces[2].Path = path)
+                .try_create()
+                .await
+                .map(drop);
+            expect_refusal(result, Code::INVALID_ARGUMENT, "cannot be opened");
+            agent.expect_alive().await;
+        }
+        let output = agent
+            .container("joins")
+            .linux(|l| {
+                let kind = |n: &&mut oci::LinuxNamespace| n.Type == "uts";
+                let uts = l.Namespaces.iter_mut().find(kind);
+                uts.expect("a uts namespace").Path = "/proc/self/ns/uts".to_owned();
+            })
+            .sh("echo joined")
+            .run()
+            .await;
+        assert_eq!(output.ok(), "joined");
+    });
+}
+
 #[test]
 fn container_ids_with_characters_that_do_not_belong() {
     service_story(async {
@@ -226,6 +260,9 @@ fn container_ids_with_characters_that_do_not_belong() {
             "a/../../b",
             "\u{1f6a2}",
             &long,
+            // The guest keeps files of its own there.
+            "shared",
+            "sandbox",
         ];
         for id in ids {
             let result = agent.container(id).try_create().await.map(drop);

@@ -176,8 +176,8 @@ fn an_unknown_process_of_a_known_container() {
             (
                 "WriteStdin",
                 write("known", "e1"),
-                Code::NOT_FOUND,
-                "Process not found",
+                Code::INTERNAL,
+                "Process not found: invalid exec id",
             ),
         ];
         expect_answers(&agent, rows).await;
@@ -204,6 +204,12 @@ fn a_process_that_has_been_waited_for() {
                     Code::NOT_FOUND,
                     "",
                 ),
+                (
+                    "WriteStdin",
+                    write("over", exec),
+                    Code::INTERNAL,
+                    "Process not found",
+                ),
             ];
             expect_answers(&agent, rows).await;
         }
@@ -227,7 +233,12 @@ fn a_terminal_call_on_a_process_without_one() {
             .args(&["sleep", "1000"])
             .start()
             .await;
-        let rows = vec![("TtyWinResize", process("plain", ""), Code::UNAVAILABLE, "")];
+        let rows = vec![(
+            "TtyWinResize",
+            process("plain", ""),
+            Code::UNAVAILABLE,
+            "no tty",
+        )];
         expect_answers(&agent, rows).await;
         c.kill_and_remove().await;
     });

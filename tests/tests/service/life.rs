@@ -51,10 +51,85 @@ fn a_launcher_that_dies_is_replaced() {
         let agent = Service::start().await;
         let c = agent.container("c1").args(&["sleep", "1000"]).start().await;
         c.sh("true").await.ok();
+        // What waits for its start was the launcher's copy, connection and all.
+        let created = agent.container("c0").sh("exit 3").create().await;
         agent.kill_launcher().await;
         assert_eq!(c.sh("echo again").await.ok(), "again");
         agent.container("c2").sh("true").run().await.ok();
+        created.start().await;
+        assert_eq!(created.wait().await, 3);
+        created.remove().await;
         c.kill_and_remove().await;
+    });
+}
+
+/// The bundle went first, or rather did not: no container with such a storage could be removed.
+#[test]
+fn bug_storages_in_the_bundle_do_not_keep_the_container() {
+    service_story(async {
+        let agent = Service::start().await;
+        let bundles = async || {
+            let look = agent.container("look").bind("/mnt", "/run/kata-containers");
+            look.sh("ls /mnt").run().await.ok().to_owned()
+        };
+        for (driver, source, stays) in [("bind", "/run/image", false), ("ephemeral", "tmpfs", true)]
+        {
+            let place = format!("/run/kata-containers/{driver}-c/inner/data");
+            let kind = if stays { "tmpfs" } else { "bind" };
+            let id = format!("{driver}-c");
+            for _ in 0..2 {
+                let storage = tests::vm::storage(driver, source, kind, &place, &[]);
+                let c = agent.container(&id).storage(storage).bind("/data", &place);
+                let c = c.sh("ls /data").create().await;
+                c.remove().await;
+                // What belongs to the pod outlives the container, and so does its place.
+                assert_eq!(bundles().await.contains(&id), stays, "{driver}");
+                let storage = tests::vm::storage(driver, source, kind, &place, &[]);
+                let c = agent.container(&id).storage(storage).root("/no/such/root");
+                assert!(c.try_create().await.is_err());
+                assert_eq!(bundles().await.contains(&id), stays, "{driver}");
+            }
+        }
+    });
+}
+
+/// Without containers there is no process namespace to share: the first one's has ended with it.
+#[test]
+fn bug_a_shared_process_namespace_can_be_made_again() {
+    service_story(async {
+        let agent = Service::start().await;
+        for id in ["first", "second"] {
+            let c = agent.container(id).args(&["sleep", "1000"]).start().await;
+            let other = agent.container("other").sandbox_pids().sh("echo joined");
+            assert_eq!(other.run().await.ok(), "joined");
+            c.kill_and_remove().await;
+            let alone = agent.container("alone").sandbox_pids().sh("echo alone");
+            assert_eq!(alone.run().await.ok(), "alone");
+        }
+    });
+}
+
+/// In a shared process namespace execs go on after the first process. Its id stays its own.
+#[test]
+fn bug_no_exec_takes_the_container_s_id() {
+    service_story(async {
+        let agent = Service::start().await;
+        let pod = agent
+            .container("pod")
+            .args(&["sleep", "1000"])
+            .start()
+            .await;
+        let c = agent
+            .container("own-id")
+            .sandbox_pids()
+            .sh("exit 7")
+            .start()
+            .await;
+        assert_eq!(c.wait().await, 7);
+        let exec = c.exec(&["true"]).id("own-id").try_start().await.map(drop);
+        expect_refusal(exec, Code::ALREADY_EXISTS, "own-id");
+        c.remove().await;
+        pod.kill_and_remove().await;
     });
 }
 

@@ -209,10 +209,10 @@ fn cgroup_v1_when_asked_for() {
 }
 
 #[test]
-fn the_root_may_be_an_ext4_disk() {
+fn a_distributors_kernel_finds_an_ext4_disk_by_its_modules() {
     vm_story(async {
         let disk = artifacts::root_disk().expect("a root disk can be made");
-        let vm = Vm::boot(|g| {
+        let vm = Vm::boot_distributors(|g| {
             g.disk(&disk.path())
                 .words("root=/dev/vda rootfstype=ext4 rw")
         })

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tests::container::{Exec, Stream};
+use tests::story::say;
 use tests::{Code, Container, Process, Vm, expect_refusal, vm_story};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -278,6 +279,33 @@ fn a_terminal_is_copied_both_ways() {
         );
         assert_eq!(shell.wait().await, 7);
         assert_eq!(read_all(stdin).await, b"");
+        c.kill_and_remove().await;
+    });
+}
+
+/// Says how fast streams are both ways; asserts that all of them arrives.
+#[test]
+fn streams_of_16_mib_arrive_by_requests_and_by_a_connection() {
+    vm_story(async {
+        let mut host = Host::boot().await;
+        let c = host.idle("fast").await;
+        let flood = ["head", "-c", "16777216", "/dev/zero"];
+        let start = std::time::Instant::now();
+        let asked = c.exec(&flood).start().await;
+        assert_eq!(asked.read_to_end(Stream::Stdout).await.len(), 16 << 20);
+        let by_requests = start.elapsed();
+        assert_eq!(asked.wait().await, 0);
+
+        let (stdout, port) = host.open().await;
+        let start = std::time::Instant::now();
+        let passed = ports(c.exec(&flood), [0, port, 0]).start().await;
+        assert_eq!(read_all(stdout).await.len(), 16 << 20);
+        let by_connection = start.elapsed();
+        assert_eq!(passed.wait().await, 0);
+        let ratio = by_requests.as_secs_f64() / by_connection.as_secs_f64();
+        say(&format!(
+            "ReadStdout {by_requests:?}, a connection {by_connection:?}: {ratio:.2} times as fast"
+        ));
         c.kill_and_remove().await;
     });
 }

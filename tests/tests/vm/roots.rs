@@ -12,14 +12,6 @@ use tests::{Vm, artifacts, vm_story};
 /// How long a VM that must not serve may take to end.
 const END: Duration = Duration::from_secs(120);
 
-/// The firmware under which the guest finds nvdimms: they are described in ACPI tables, which aarch64 has with UEFI only.
-fn firmware() -> Firmware {
-    match artifacts::arch() {
-        Arch::X86_64 => Firmware::Direct,
-        Arch::Aarch64 => Firmware::Uefi,
-    }
-}
-
 /// Boots a guest whose kernel mounts the root itself.
 async fn boot_from(shape: Shape, how: RootDevice, more: impl FnOnce(Guest) -> Guest) -> Vm {
     let root = shape.root(how).await;
@@ -58,7 +50,10 @@ fn has(facts: &str, fact: &str) {
 #[test]
 fn an_nvdimm_with_ext4_is_mapped_directly() {
     vm_story(async {
-        let vm = boot_from(Shape::Ext4, RootDevice::Nvdimm, |g| g.firmware(firmware())).await;
+        let vm = boot_from(Shape::Ext4, RootDevice::Nvdimm, |g| {
+            g.firmware(roots::firmware_for_nvdimm())
+        })
+        .await;
         has(&facts(&vm).await, "dax=true");
         let root = guest_root(&vm).await;
         assert!(root.starts_with("pmem0p1 "), "{root}");
@@ -73,7 +68,10 @@ fn an_nvdimm_with_ext4_is_mapped_directly() {
 #[test]
 fn an_nvdimm_with_erofs_is_mapped_directly() {
     vm_story(async {
-        let vm = boot_from(Shape::Erofs, RootDevice::Nvdimm, |g| g.firmware(firmware())).await;
+        let vm = boot_from(Shape::Erofs, RootDevice::Nvdimm, |g| {
+            g.firmware(roots::firmware_for_nvdimm())
+        })
+        .await;
         has(&facts(&vm).await, "dax=true");
         assert!(guest_root(&vm).await.contains(" erofs "));
         vm.expect_power_off().await;

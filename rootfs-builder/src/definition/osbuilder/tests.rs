@@ -134,7 +134,6 @@ fn what_is_done_anyway_is_accepted() {
         ("BLOCK_SIZE", "4096"),
         ("BUILD_METHOD", "distro"),
         ("PULL_TYPE", "default"),
-        ("SECCOMP", "no"),
     ] {
         let imported = import_of(&[(variable, value)]);
         assert_eq!(imported.unwrap(), Imported::default(), "{variable}={value}");

@@ -134,7 +134,6 @@ fn sessions_signals_and_descriptors() {
             case("signals", move |c| c.args(&masks), &none),
             exec_case("a process has no other descriptors", |c| c, |e| e, &["fds=0,1,2", "ppid=0", "tty=false", "tty:controlling=false"]),
             exec_case("a process's signals", |c| c, move |e| e.process(|p| p.Args = masks.map(str::to_owned).to_vec()), &none),
-            case("in the sandbox's process namespace", |c| c.sandbox_pids(), &["fds=0,1,2", "sid!=0"]),
         ];
         tell(&Vm::shared().await, "descriptors", cases).await;
     });

@@ -68,7 +68,6 @@ fn namespaces() {
             case("the guest's clocks by their path", with("time", "/proc/1/ns/time"), &["ns:time=@guest"]),
             case("the guest's processes by their path", with("pid", "/proc/1/ns/pid"), &["ns:pid=@guest", "pid!=1"]),
             case("new processes, said", with("pid", ""), &["ns:pid!=@guest", "pid=1"]),
-            case("the sandbox's processes", |c| c.sandbox_pids(), &["ns:pid", "ns:mnt!=@guest"]),
             case("no mount namespace", bare, &["ns:mnt=@guest", "ns:pid!=@guest"]),
             case("no mount namespace, but mounts", without("mount"), &["refused~INVALID_ARGUMENT"]),
             case("no message queues of its own", without("ipc"), &["ns:ipc=@guest", "ns:uts!=@guest"]),
@@ -85,6 +84,32 @@ fn namespaces() {
         ];
         tell(&Vm::shared().await, "namespaces", cases).await;
     });
+}
+
+/// They are the first container's, which a guest that stories share does not have.
+#[test]
+fn processes_of_the_sandbox() {
+    vm_story(async {
+        #[rustfmt::skip]
+        let cases = vec![
+            case("the sandbox's processes", |c| c.sandbox_pids(), &["ns:pid!=@guest", "pid!=1", "ns:mnt!=@guest"]),
+            case("in the sandbox's process namespace", |c| c.sandbox_pids(), &["fds=0,1,2", "sid!=0"]),
+        ];
+        let vm = Vm::boot(|g| g).await;
+        vm.create_sandbox(|_| ()).await;
+        let pause = vm.container("pause").sandbox_pids();
+        let pause = pause.args(&["sleep", "100000"]).start().await;
+        tell(&vm, "sharing-pids", cases).await;
+        pause.kill_and_remove().await;
+    });
+}
+
+/// Opens the standard streams by name: what it says arrives by these, and the other end of a stream is not had this way.
+const REOPEN: &str = "(: < /dev/stdin) && echo in=opened > /dev/stdout; echo said > /dev/stderr; \
+                      (: > /dev/stdin) 2> /dev/null || echo turned-in=no; (: < /dev/stdout) 2> /dev/null || echo turned-out=no";
+
+fn reopening(c: Builder) -> Builder {
+    mapped(100_000, 65_536)(c).args(&["sh", "-c", REOPEN])
 }
 
 /// Without a sandbox the user namespace owns all the others; with one it shares some that it does not own.
@@ -105,6 +130,11 @@ fn user_namespaces() {
             case("the guest's devices in it", mapped(100_000, 65_536), &bound),
             case("all others in it", mapped(100_000, 65_536), &["ns:net!=@guest", "ns:ipc!=@guest", "ns:uts!=@guest", "nodename=guest", "mount:/sys:fstype=sysfs", "mount:/dev/mqueue:fstype=mqueue"]),
             case("a cgroup namespace in it", mapped(100_000, 65_536), &["ns:cgroup!=@guest", "cgroup:unified=/"]),
+            case("its streams by name", reopening, &["in=opened", "stderr=said", "turned-in=no", "turned-out=no"]),
+            exec_case("a user's streams by name in it", mapped(100_000, 65_536), |e| e.process(|p| {
+                p.User.mut_or_insert_default().UID = 7;
+                p.Args = ["sh", "-c", REOPEN].map(str::to_owned).to_vec();
+            }), &["in=opened", "stderr=said", "turned-in=no", "turned-out=no"]),
             case("none of its own, but maps", |c| c.linux(|l| maps(l, 0, 10)), &["refused~INVALID_ARGUMENT"]),
             case("one of its own without maps", with("user", ""), &["refused~INVALID_ARGUMENT"]),
             case("one of its own with a map of nobody", mapped(0, 0), &["refused~INVALID_ARGUMENT"]),
