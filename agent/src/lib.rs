@@ -13,6 +13,7 @@ pub mod launch;
 pub mod mount_options;
 pub mod network;
 pub mod observe;
+pub mod pool;
 pub mod rpc;
 pub mod run;
 pub mod sandbox;

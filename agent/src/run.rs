@@ -19,9 +19,6 @@ use crate::rpc::{self, status};
 use crate::sandbox::Sandbox;
 use crate::server::{self, Socket};
 
-/// Threads that may wait for file systems and mounts at a time.
-const BLOCKING_THREADS: usize = 4;
-
 /// How long a thread without work stays.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
@@ -70,13 +67,15 @@ pub fn as_service() -> ExitCode {
         return ExitCode::FAILURE;
     };
     runtime.block_on(serve(&early.config, socket, None));
+    // A thread that still waits for the host is not waited for.
+    runtime.shutdown_background();
     ExitCode::SUCCESS
 }
 
 fn runtime() -> Option<Runtime> {
     let built = Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
+        .max_blocking_threads(crate::pool::THREADS)
         .thread_keep_alive(THREAD_KEEP_ALIVE)
         .thread_stack_size(256 << 10)
         .build();
@@ -94,22 +93,26 @@ fn open_early(cmdline: &CommandLine) -> Early {
         log::warn!("{complaint}");
     }
     let wanted = config.server_addr.clone();
-    let socket = server::listen(&wanted).or_else(|error| {
+    let opened = server::listen(&wanted).map(|socket| (socket, wanted.clone()));
+    let opened = opened.or_else(|error| {
         log::error!("{}", status::chain(&error));
         let fallback = Config::default().server_addr;
         if fallback == wanted {
             Err(error)
         } else {
-            server::listen(&fallback)
+            server::listen(&fallback).map(|socket| (socket, fallback))
         }
     });
-    if let Ok(Socket::Vsock(_)) = &socket {
-        let port = wanted.rsplit(':').next().unwrap_or_default();
+    if let Ok((Socket::Vsock(_), address)) = &opened {
+        let port = address.rsplit(':').next().unwrap_or_default();
+        // Hosts wait for this line, whatever else they want to hear.
+        log::set_max_level(config.log_level.max(log::LevelFilter::Info));
         log::info!("listening on vsock port {port}");
+        log::set_max_level(config.log_level);
     }
     Early {
         config,
-        socket: socket.ok(),
+        socket: opened.ok().map(|(socket, _)| socket),
     }
 }
 

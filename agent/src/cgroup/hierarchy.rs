@@ -4,19 +4,24 @@
 //!
 //! Nothing here follows a link: cgroup file systems have none, and with
 //! O_NOFOLLOW it stays so should something else be mounted in their place.
+//! Below its own group a container may nest groups as deep as it likes and give
+//! them any name: paths are bytes, and long ones are walked in pieces.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat, write};
+
+/// Longest path handed to the kernel at once, with room for a control file's
+/// name within `PATH_MAX`.
+const LONGEST: usize = 3800;
 
 /// The root of one cgroup mount. All `group` arguments are relative to it.
 #[derive(Debug)]
@@ -32,23 +37,53 @@ impl Hierarchy {
     }
 
     /// Opens `group`, or a file in it when `file` is not empty.
-    pub(super) fn open_at(&self, group: &str, file: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    pub(super) fn open_at(
+        &self,
+        group: impl AsRef<OsStr>,
+        file: &str,
+        flags: OFlag,
+    ) -> nix::Result<OwnedFd> {
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let mode = Mode::empty();
-        match (group, file) {
-            ("", "") => openat(&self.root, ".", flags, mode),
-            (one, "") | ("", one) => openat(&self.root, one, flags, mode),
-            (group, file) => openat(&self.root, below(group, file).as_str(), flags, mode),
+        let path = match (group.as_ref(), file) {
+            (group, "") if group.is_empty() => ".".into(),
+            (group, "") => group.to_owned(),
+            (group, file) => below(group, OsStr::new(file)),
+        };
+        self.near(&path, |from, rest| openat(from, rest, flags, Mode::empty()))
+    }
+
+    /// Does something with a path from the deepest group that it takes to keep
+    /// what is left of the path short.
+    fn near<T>(
+        &self,
+        path: &OsStr,
+        act: impl FnOnce(BorrowedFd<'_>, &OsStr) -> nix::Result<T>,
+    ) -> nix::Result<T> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let (mut from, mut rest): (Option<OwnedFd>, _) = (None, path.as_bytes());
+        while rest.len() > LONGEST {
+            let slash = rest[..LONGEST].iter().rposition(|&byte| byte == b'/');
+            let at = slash.ok_or(Errno::ENAMETOOLONG)?;
+            let start = from.as_ref().unwrap_or(&self.root);
+            from = Some(openat(start, &rest[..at], flags, Mode::empty())?);
+            rest = &rest[at + 1..];
         }
+        let from = from.as_ref().unwrap_or(&self.root).as_fd();
+        act(from, OsStr::from_bytes(rest))
     }
 
     /// One write(2) of the whole value, as control files want it.
-    pub(super) fn write(&self, group: &str, file: &str, value: &str) -> nix::Result<()> {
+    pub(super) fn write(
+        &self,
+        group: impl AsRef<OsStr>,
+        file: &str,
+        value: &str,
+    ) -> nix::Result<()> {
         let fd = self.open_at(group, file, OFlag::O_WRONLY)?;
         write(&fd, value.as_bytes()).map(drop)
     }
 
-    pub(super) fn read(&self, group: &str, file: &str) -> nix::Result<String> {
+    pub(super) fn read(&self, group: impl AsRef<OsStr>, file: &str) -> nix::Result<String> {
         let mut text = String::new();
         File::from(self.open_at(group, file, OFlag::O_RDONLY)?)
             .read_to_string(&mut text)
@@ -67,14 +102,20 @@ impl Hierarchy {
 
     /// Removes one group; a group that is gone is removed.
     pub(super) fn rmdir(&self, group: &str) -> nix::Result<()> {
-        match unlinkat(&self.root, group, UnlinkatFlags::RemoveDir) {
+        self.rmdir_os(OsStr::new(group))
+    }
+
+    fn rmdir_os(&self, group: &OsStr) -> nix::Result<()> {
+        let remove =
+            |from: BorrowedFd<'_>, rest: &OsStr| unlinkat(from, rest, UnlinkatFlags::RemoveDir);
+        match self.near(group, remove) {
             Err(Errno::ENOENT) => Ok(()),
             other => other,
         }
     }
 
     /// The paths of the groups directly below `group`.
-    pub(super) fn children(&self, group: &str) -> nix::Result<Vec<String>> {
+    fn children(&self, group: &OsStr) -> nix::Result<Vec<OsString>> {
         let fd = self.open_at(group, "", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
         let mut dir = nix::dir::Dir::from_fd(fd)?;
         let mut children = Vec::new();
@@ -82,12 +123,8 @@ impl Hierarchy {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             let is_dir = entry.file_type() == Some(nix::dir::Type::Directory);
-            if is_dir
-                && name != b"."
-                && name != b".."
-                && let Ok(name) = std::str::from_utf8(name)
-            {
-                children.push(below(group, name));
+            if is_dir && name != b"." && name != b".." {
+                children.push(below(group, OsStr::from_bytes(name)));
             }
         }
         Ok(children)
@@ -97,9 +134,9 @@ impl Hierarchy {
     /// waiting; `false` when something in it still runs. Costs one system call
     /// when there is nothing below.
     pub(super) fn remove_tree(&self, group: &str) -> nix::Result<bool> {
-        let mut stack = vec![(group.to_owned(), false)];
+        let mut stack = vec![(OsString::from(group), false)];
         while let Some((path, expanded)) = stack.pop() {
-            match self.rmdir(&path) {
+            match self.rmdir_os(&path) {
                 Ok(()) => {}
                 Err(Errno::EBUSY | Errno::ENOTEMPTY) if expanded => return Ok(false),
                 Err(Errno::EBUSY | Errno::ENOTEMPTY) => {
@@ -120,8 +157,8 @@ impl Hierarchy {
     }
 
     /// Every group below `group`, itself first.
-    pub(super) fn tree(&self, group: &str) -> nix::Result<Vec<String>> {
-        let mut groups = vec![group.to_owned()];
+    pub(super) fn tree(&self, group: &str) -> nix::Result<Vec<OsString>> {
+        let mut groups = vec![OsString::from(group)];
         let mut next = 0;
         while let Some(path) = groups.get(next) {
             match self.children(path) {
@@ -152,62 +189,16 @@ impl Hierarchy {
         }
         Ok(pids)
     }
-
-    /// Waits until `cgroup.events` of a v2 group says `wanted` (such as
-    /// `populated 0`), or until the deadline: then `false`. A group that is
-    /// gone counts as said.
-    pub(super) fn wait_event(
-        &self,
-        group: &str,
-        wanted: &str,
-        deadline: Instant,
-    ) -> nix::Result<bool> {
-        let events = match self.open_at(group, "cgroup.events", OFlag::O_RDONLY) {
-            Err(Errno::ENOENT) => return Ok(true),
-            other => File::from(other?),
-        };
-        let mut buffer = [0u8; 256];
-        loop {
-            let read = match events.read_at(&mut buffer, 0).map_err(errno) {
-                Err(Errno::ENODEV) => return Ok(true),
-                other => other?,
-            };
-            if buffer[..read]
-                .split(|&b| b == b'\n')
-                .any(|line| line == wanted.as_bytes())
-            {
-                return Ok(true);
-            }
-            let Some(timeout) = time_left(deadline) else {
-                return Ok(false);
-            };
-            // The kernel reports a change of the file as an exceptional condition.
-            let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
-            match poll(&mut fds, timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
 }
 
-fn below(group: &str, name: &str) -> String {
-    if group.is_empty() {
-        return name.to_owned();
+fn below(group: &OsStr, name: &OsStr) -> OsString {
+    let mut path = OsString::with_capacity(group.len() + name.len() + 1);
+    path.push(group);
+    if !group.is_empty() {
+        path.push("/");
     }
-    let mut path = String::with_capacity(group.len() + name.len() + 1);
-    path.push_str(group);
-    path.push('/');
-    path.push_str(name);
+    path.push(name);
     path
-}
-
-/// What is left until the deadline, for poll(2): rounded up so that a wait
-/// never turns into a busy loop; none when the deadline has passed.
-pub(super) fn time_left(deadline: Instant) -> Option<PollTimeout> {
-    let left = deadline.checked_duration_since(Instant::now())?;
-    let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX - 1) + 1;
-    PollTimeout::try_from(millis).ok()
 }
 
 pub(super) fn errno(error: std::io::Error) -> Errno {
@@ -233,13 +224,6 @@ mod tests {
     }
 
     #[test]
-    fn a_passed_deadline_has_no_time_left() {
-        let now = Instant::now();
-        assert!(time_left(now - std::time::Duration::from_millis(1)).is_none());
-        assert!(time_left(now + std::time::Duration::from_secs(1)).is_some());
-    }
-
-    #[test]
     fn files_are_written_as_one_value() {
         let dir = tempfile::tempdir().unwrap();
         let root = Hierarchy::open(dir.path()).unwrap();
@@ -250,6 +234,27 @@ mod tests {
         assert_eq!(root.read("a", "memory.max").unwrap(), "77");
         // A control file that the kernel does not have is never created.
         assert_eq!(root.write("a", "absent", "1"), Err(Errno::ENOENT));
-        assert_eq!(root.children("").unwrap(), ["a"]);
+        assert_eq!(root.children(OsStr::new("")).unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn bug_groups_of_any_depth_and_name_are_seen_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Hierarchy::open(dir.path()).unwrap();
+        let name = [b'x'; 250];
+        let odd = [&b"not utf-8 \xff"[..], &name[..100]].concat();
+        let mut at = open(dir.path(), OFlag::O_PATH, Mode::empty()).unwrap();
+        let step = |at: &OwnedFd, name: &[u8]| {
+            mkdirat(at, name, Mode::S_IRWXU).unwrap();
+            openat(at, name, OFlag::O_PATH, Mode::empty()).unwrap()
+        };
+        at = step(&at, b"c");
+        at = step(&at, &odd);
+        for _ in 0..40 {
+            at = step(&at, &name);
+        }
+        assert_eq!(root.tree("c").unwrap().len(), 42);
+        assert!(root.remove_tree("c").unwrap());
+        assert!(root.tree("c").unwrap().len() == 1 && !dir.path().join("c").exists());
     }
 }

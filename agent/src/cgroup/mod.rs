@@ -18,12 +18,11 @@ mod wait;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use log::{debug, warn};
 use nix::errno::Errno;
@@ -372,6 +371,15 @@ impl Cgroups {
         }
     }
 
+    /// The one whose lists of processes count.
+    fn main_hierarchy(&self) -> Option<&Hierarchy> {
+        match &self.0.layout {
+            Layout::V1(split) => split.main().map(|mount| &mount.hierarchy),
+            Layout::V2(unified) => Some(&unified.hierarchy),
+            Layout::None => None,
+        }
+    }
+
     fn rmdir(&self, group: &str) -> nix::Result<()> {
         match &self.0.layout {
             Layout::V1(split) => {
@@ -478,28 +486,10 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Step`] when the lists cannot be read.
     pub fn pids(&self) -> Result<Vec<Pid>, CgroupError> {
-        self.main_hierarchy()
+        self.cgroups
+            .main_hierarchy()
             .map_or(Ok(Vec::new()), |hierarchy| hierarchy.pids(self.path()))
             .map_err(|e| self.failed("list", e))
-    }
-
-    /// Stops every process where it is and waits until all are; `false` when
-    /// the deadline came first (the rest freezes later).
-    ///
-    /// # Errors
-    /// [`CgroupError::Step`], with `EOPNOTSUPP` when there is no freezer.
-    pub fn freeze(&self, deadline: Instant) -> Result<bool, CgroupError> {
-        let group = self.path();
-        match &self.cgroups.0.layout {
-            Layout::V1(split) => split
-                .freeze(group)
-                .and_then(|()| split.wait_frozen(group, deadline)),
-            Layout::V2(unified) => unified
-                .freeze(group)
-                .and_then(|()| unified.wait_frozen(group, deadline)),
-            Layout::None => Err(Errno::EOPNOTSUPP),
-        }
-        .map_err(|e| self.failed("freeze", e))
     }
 
     /// Lets the processes run again.
@@ -513,19 +503,6 @@ impl Cgroup {
             Layout::None => Err(Errno::EOPNOTSUPP),
         }
         .map_err(|e| self.failed("thaw", e))
-    }
-
-    /// Whether the processes are stopped, or are to be (v2; v1 says so when they are).
-    ///
-    /// # Errors
-    /// [`CgroupError::Step`], with `EOPNOTSUPP` when there is no freezer.
-    pub fn is_frozen(&self) -> Result<bool, CgroupError> {
-        match &self.cgroups.0.layout {
-            Layout::V1(split) => split.is_frozen(self.path()),
-            Layout::V2(unified) => unified.is_frozen(self.path()),
-            Layout::None => Err(Errno::EOPNOTSUPP),
-        }
-        .map_err(|e| self.failed("look at", e))
     }
 
     /// Lets somebody make groups below this one and move its processes there:
@@ -549,6 +526,10 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Step`]; a group that is gone is removed.
     pub fn try_remove(&self) -> Result<bool, CgroupError> {
+        if self.removed.load(Ordering::Relaxed) {
+            // Whatever has that path now is another container's.
+            return Ok(true);
+        }
         let group = self.path();
         let removed = match &self.cgroups.0.layout {
             Layout::V1(split) => split.mounts.iter().try_fold(true, |all, mount| {
@@ -562,29 +543,6 @@ impl Cgroup {
             self.cgroups.release_parents(&self.path);
         }
         Ok(removed)
-    }
-
-    /// Blocks until nothing runs in the group and below; `false` when the
-    /// deadline came first.
-    ///
-    /// # Errors
-    /// [`CgroupError::Step`] when the kernel's report cannot be read.
-    pub fn wait_empty(&self, deadline: Instant) -> Result<bool, CgroupError> {
-        let group = self.path();
-        match &self.cgroups.0.layout {
-            Layout::V1(split) => split.wait_empty(group, deadline),
-            Layout::V2(unified) => unified.hierarchy.wait_event(group, "populated 0", deadline),
-            Layout::None => Ok(true),
-        }
-        .map_err(|e| self.failed("wait", e))
-    }
-
-    fn main_hierarchy(&self) -> Option<&Hierarchy> {
-        match &self.cgroups.0.layout {
-            Layout::V1(split) => split.main().map(|mount| &mount.hierarchy),
-            Layout::V2(unified) => Some(&unified.hierarchy),
-            Layout::None => None,
-        }
     }
 
     fn failed(&self, step: &'static str, source: Errno) -> CgroupError {
@@ -650,16 +608,16 @@ fn write_setting(
 /// the group being frozen meanwhile, and pids being handed out in a circle,
 /// leave no room for that, and kernels with `cgroup.kill` never come here.
 fn signal_all(hierarchy: &Hierarchy, group: &str) -> nix::Result<()> {
-    let mut killed = Vec::new();
+    let mut killed = HashSet::new();
     for _ in 0..KILL_ROUNDS {
         let mut pids = hierarchy.pids(group)?;
-        pids.retain(|pid| !killed.contains(pid));
+        pids.retain(|pid| killed.insert(*pid));
         if pids.is_empty() {
             return Ok(());
         }
         for pid in pids {
             match kill(pid, Signal::SIGKILL) {
-                Ok(()) | Err(Errno::ESRCH) => killed.push(pid),
+                Ok(()) | Err(Errno::ESRCH) => {}
                 Err(e) => return Err(e),
             }
         }

@@ -11,6 +11,7 @@
 //! the next look.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -43,7 +44,7 @@ enum Source {
 }
 
 /// Counted kills by group; without those that have none.
-type Kills = HashMap<String, u64>;
+type Kills = HashMap<OsString, u64>;
 
 impl Cgroup {
     /// Begins to watch for OOM kills, from now on; `None` where memory is not
@@ -189,7 +190,7 @@ fn read_events(events: &OwnedFd) -> nix::Result<Kills> {
     let length = pread(events.as_fd(), &mut buffer, 0)?;
     let text = std::str::from_utf8(&buffer[..length]).unwrap_or_default();
     Ok(kills_of(text, &["oom_kill", "oom_group_kill"])
-        .map(|kills| (String::new(), kills))
+        .map(|kills| (OsString::new(), kills))
         .into_iter()
         .collect())
 }
@@ -229,7 +230,7 @@ mod tests {
     }
 
     fn kills(groups: &[(&str, u64)]) -> Kills {
-        let owned = groups.iter().map(|(group, n)| ((*group).to_owned(), *n));
+        let owned = groups.iter().map(|(group, n)| (OsString::from(group), *n));
         owned.collect()
     }
 

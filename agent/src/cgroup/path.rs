@@ -4,15 +4,20 @@
 
 use super::CgroupError;
 
-/// A checked cgroup path, relative to the root of each hierarchy: one or more
+/// Where a path goes that names no group for the container to lie in: what
+/// guards the guest's devices is attached to a group above the container's.
+const ABOVE: &str = "keelson";
+
+/// A checked cgroup path, relative to the root of each hierarchy: two or more
 /// components joined by `/`, none of them empty, `.` or `..`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CgroupPath(String);
 
 impl CgroupPath {
-    /// Reads an OCI `cgroupsPath`. An empty one is `/<cid>`; the systemd form
+    /// Reads an OCI `cgroupsPath`. An empty one is `<cid>`; the systemd form
     /// `slice:prefix:name` becomes `slice/prefix/name`, because the guest has
-    /// no systemd to ask (protocol 4.11).
+    /// no systemd to ask (protocol 4.11). A single component goes below a group
+    /// of ours.
     ///
     /// # Errors
     /// [`CgroupError::Path`] when a component is empty, `.` or `..`, too long
@@ -51,7 +56,11 @@ impl CgroupPath {
         if relative.len() > 3500 {
             return refuse("it is too long");
         }
-        Ok(Self(relative.replace(':', "/")))
+        let path = relative.replace(':', "/");
+        if path.contains('/') {
+            return Ok(Self(path));
+        }
+        Ok(Self(format!("{ABOVE}/{path}")))
     }
 
     /// The path, without a leading slash.
@@ -82,10 +91,11 @@ mod tests {
 
     #[test]
     fn the_forms_hosts_send() {
-        assert_eq!(parse("").unwrap(), "c1");
+        assert_eq!(parse("").unwrap(), "keelson/c1");
         assert_eq!(parse("/kubepods/pod7/c1").unwrap(), "kubepods/pod7/c1");
         assert_eq!(parse("k8s.io/c1").unwrap(), "k8s.io/c1");
-        assert_eq!(parse("///c1/").unwrap(), "c1");
+        assert_eq!(parse("///c1/").unwrap(), "keelson/c1");
+        assert_eq!(parse("keelson").unwrap(), "keelson/keelson");
         assert_eq!(
             parse("pod.slice:cri-containerd:c1").unwrap(),
             "pod.slice/cri-containerd/c1"
@@ -111,13 +121,14 @@ mod tests {
         let path = CgroupPath::parse("/a/b/c", "x").unwrap();
         assert_eq!(path.ancestors().collect::<Vec<_>>(), ["a", "a/b"]);
         let flat = CgroupPath::parse("", "x").unwrap();
-        assert_eq!(flat.ancestors().count(), 0);
+        assert_eq!(flat.ancestors().collect::<Vec<_>>(), ["keelson"]);
     }
 
     proptest::proptest! {
         #[test]
         fn a_parsed_path_stays_below_the_root(text in "\\PC{0,40}", cid in "[a-z]{1,8}") {
             if let Ok(path) = CgroupPath::parse(&text, &cid) {
+                proptest::prop_assert!(path.ancestors().count() > 0);
                 for part in path.as_str().split('/') {
                     proptest::prop_assert!(!part.is_empty() && part != "." && part != "..");
                 }

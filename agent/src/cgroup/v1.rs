@@ -6,10 +6,8 @@
 use std::error::Error;
 use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use cgroups_rs::fs::MaxValue;
 use cgroups_rs::fs::cpu::CpuController;
@@ -19,16 +17,12 @@ use cgroups_rs::fs::pid::PidController;
 use log::{debug, warn};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, statfs};
 use oci_spec::runtime::LinuxResources;
 
-use super::hierarchy::{Hierarchy, errno, time_left};
+use super::hierarchy::{Hierarchy, errno};
 use super::limits::{self, Absent, Setting, V1};
 use super::{CgroupError, Done, signal_all, write_setting};
-
-/// How long to wait between two looks at a v1 freezer, which reports nothing.
-const FREEZER_STEP: Duration = Duration::from_millis(1);
 
 /// One v1 mount with the controllers it carries.
 #[derive(Debug)]
@@ -337,40 +331,6 @@ impl Split {
         let pid = pid.to_string();
         mount.hierarchy.write("", "cgroup.procs", &pid)
     }
-
-    /// The v1 freezer sends no event: what it says is read until it is true.
-    pub(super) fn wait_frozen(&self, group: &str, deadline: Instant) -> nix::Result<bool> {
-        let mount = self.carrier("freezer").ok_or(Errno::EOPNOTSUPP)?;
-        loop {
-            let state = mount.hierarchy.read(group, "freezer.state")?;
-            if state.trim_end() == "FROZEN" {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            thread::sleep(FREEZER_STEP);
-        }
-    }
-
-    /// Waits until nothing runs in the group. There is no event for that in
-    /// v1, but there is one for the end of each process in it.
-    pub(super) fn wait_empty(&self, group: &str, deadline: Instant) -> nix::Result<bool> {
-        let Some(main) = self.main() else {
-            return Ok(true);
-        };
-        loop {
-            let pids = main.hierarchy.pids(group)?;
-            if pids.is_empty() {
-                return Ok(true);
-            }
-            for pid in pids {
-                if !wait_exit(pid, deadline)? {
-                    return Ok(false);
-                }
-            }
-        }
-    }
 }
 
 /// A new v1 cpuset has no CPUs and no memory nodes, and nothing can join it
@@ -382,29 +342,6 @@ fn inherit_cpuset(hierarchy: &Hierarchy, group: &str) -> nix::Result<()> {
         hierarchy.write(group, file, value.trim_end())?;
     }
     Ok(())
-}
-
-/// Waits for the end of one process; `false` when the deadline came first.
-fn wait_exit(pid: nix::unistd::Pid, deadline: Instant) -> nix::Result<bool> {
-    let Some(pid) = rustix::process::Pid::from_raw(pid.as_raw()) else {
-        return Ok(true);
-    };
-    let flags = rustix::process::PidfdFlags::empty();
-    let pidfd = match rustix::process::pidfd_open(pid, flags) {
-        Err(rustix::io::Errno::SRCH) => return Ok(true),
-        other => other.map_err(|e| Errno::from_raw(e.raw_os_error()))?,
-    };
-    loop {
-        let Some(timeout) = time_left(deadline) else {
-            return Ok(false);
-        };
-        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, timeout) {
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(e) => return Err(e),
-        }
-    }
 }
 
 /// Turns what a `cgroups-rs` setter said into our errors.

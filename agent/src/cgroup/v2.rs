@@ -5,7 +5,6 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Instant;
 
 use log::debug;
 use nix::errno::Errno;
@@ -184,15 +183,6 @@ impl Unified {
 
     pub(super) fn thaw(&self, group: &str) -> nix::Result<()> {
         self.hierarchy.write(group, "cgroup.freeze", "0")
-    }
-
-    pub(super) fn is_frozen(&self, group: &str) -> nix::Result<bool> {
-        let asked = self.hierarchy.read(group, "cgroup.freeze")?;
-        Ok(asked.trim_end() == "1")
-    }
-
-    pub(super) fn wait_frozen(&self, group: &str, deadline: Instant) -> nix::Result<bool> {
-        self.hierarchy.wait_event(group, "frozen 1", deadline)
     }
 }
 

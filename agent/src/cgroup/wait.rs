@@ -129,11 +129,15 @@ impl Cgroup {
     /// There is no event for an empty group in v1, but there is one for the
     /// end of each process in it.
     async fn all_exited(&self) -> nix::Result<()> {
-        let Some(hierarchy) = self.main_hierarchy() else {
-            return Ok(());
-        };
         loop {
-            let pids = hierarchy.pids(self.path())?;
+            // On the blocking pool: a container may have made any number of groups.
+            let (cgroups, path) = (self.cgroups.clone(), self.path.clone());
+            let list = move || match cgroups.main_hierarchy() {
+                Some(hierarchy) => hierarchy.pids(path.as_str()),
+                None => Ok(Vec::new()),
+            };
+            let listed = tokio::task::spawn_blocking(list).await;
+            let pids = listed.map_err(|_| Errno::ECANCELED)??;
             if pids.is_empty() {
                 return Ok(());
             }

@@ -48,7 +48,7 @@ pub fn path_of(id: &ContainerId) -> PathBuf {
 /// mounted right there. Returns the path of the bound root. Blocking.
 ///
 /// # Errors
-/// [`BundleError`]; nothing is left behind but directories that existed before.
+/// [`BundleError`]; what was made by then is for [`remove`].
 pub fn create(bundle: &Path, root: &str) -> Result<PathBuf, BundleError> {
     let rootfs = bundle.join("rootfs");
     let fail = |what, path: &Path| {
@@ -113,11 +113,12 @@ pub fn write_config(bundle: &Path, config: &str) -> Result<(), BundleError> {
 }
 
 /// Unmounts the root and removes the bundle, but nothing that is mounted in
-/// it: what a storage could not unmount keeps its files. Blocking.
+/// it: a storage's files are not the bundle's, and `false` says that there is
+/// one, so that this is to be called again when it has gone. Blocking.
 ///
 /// # Errors
 /// [`BundleError`]; a bundle that is gone is none.
-pub fn remove(bundle: &Path) -> Result<(), BundleError> {
+pub fn remove(bundle: &Path) -> Result<bool, BundleError> {
     let fail = |what| {
         let path = bundle.to_owned();
         move |source: io::Error| BundleError {
@@ -131,7 +132,7 @@ pub fn remove(bundle: &Path) -> Result<(), BundleError> {
     // Detached: an exec that is just ending may still be in there.
     while umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() {}
     let Some((parent, name)) = bundle.parent().zip(bundle.file_name()) else {
-        return Ok(());
+        return Ok(true);
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = openat(CWD, parent, flags, Mode::empty())
@@ -139,7 +140,8 @@ pub fn remove(bundle: &Path) -> Result<(), BundleError> {
     let mount = mount_id(parent.as_fd(), Path::new("."))
         .map_err(|e| fail("Removal of bundle")(e.into()))?;
     match remove_tree(parent.as_fd(), Path::new(name), mount) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(true),
+        Err(rustix::io::Errno::BUSY) => Ok(false),
         Err(errno) => Err(fail("Removal of bundle")(errno.into())),
     }
 }
@@ -196,10 +198,10 @@ mod tests {
         std::fs::create_dir_all(bundle.join("upper/a/b")).unwrap();
         std::fs::write(bundle.join("upper/a/b/file"), "x").unwrap();
         std::os::unix::fs::symlink("/etc", bundle.join("upper/link")).unwrap();
-        remove(&bundle).unwrap();
+        assert!(remove(&bundle).unwrap());
         assert!(!bundle.exists());
         assert!(Path::new("/etc/passwd").exists());
-        remove(&bundle).unwrap();
+        assert!(remove(&bundle).unwrap());
     }
 
     #[test]

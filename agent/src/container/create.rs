@@ -4,23 +4,28 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::LinuxResources;
-use tokio::sync::{Notify, watch};
+use rustix::fs::{Mode, OFlags};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::diagnostics::TerminationLog;
 use super::hooks::{ContainerHooks, Point};
 use super::plan::{
     ChildHooks, ChildPlan, ContainerId, ContainerPlan, Hooks, InitPlan, Namespace, NamespaceSource,
 };
-use super::spawn::{Request, Spawned, spawn};
+use super::spawn::{Request, SpawnError, Spawned, spawn};
 use super::state::State;
 use super::{Container, ContainerError, Engine, Shared, Table, bundle, hooks, json};
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, Cgroups, Join, Version};
+use crate::pool::at_host_pace;
+
+/// The type of the file system that namespaces are files of, statfs(2).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 /// What a container is created from.
 pub struct Creation {
@@ -44,7 +49,7 @@ impl Container {
     pub async fn create(engine: &Engine, creation: Creation) -> Result<Arc<Self>, ContainerError> {
         let Creation { plan, config, .. } = &creation;
         hooks::check(&plan.hooks)?;
-        let joins = resolve(plan, &creation.shared)?;
+        let joins = resolve(plan, &creation.shared).await?;
         let bundle = bundle::path_of(&plan.id);
         let members = json::members(plan.id.as_str(), &bundle, &plan.annotations);
         let cgroup = prepare(engine, plan, &bundle, config.clone()).await?;
@@ -117,6 +122,7 @@ fn assemble(
             starting: HashSet::new(),
         }),
         states: watch::Sender::new(State::Created),
+        updates: Arc::new(Semaphore::new(1)),
         arrivals: Notify::new(),
     })
 }
@@ -150,7 +156,7 @@ async fn prepare(
         }
         made
     };
-    tokio::task::spawn_blocking(work)
+    at_host_pace(work)
         .await
         .map_err(|_| ContainerError::Task(plan.id.clone()))?
 }
@@ -235,15 +241,15 @@ fn discard_bundle(bundle: &Path) {
 }
 
 /// Namespaces to join, opened; the kinds that are missing here are to be made.
-fn resolve(
+async fn resolve(
     plan: &ContainerPlan,
     shared: &Shared,
 ) -> Result<HashMap<Namespace, Arc<OwnedFd>>, ContainerError> {
-    let mut joins = HashMap::new();
+    let (mut joins, mut paths) = (HashMap::new(), Vec::new());
     for (kind, source) in &plan.namespaces {
         match source {
             NamespaceSource::New => {}
-            NamespaceSource::Path(path) => drop(joins.insert(*kind, open(path, true)?)),
+            NamespaceSource::Path(path) => paths.push((*kind, path.clone())),
             // The first container of all makes the pid namespace that others
             // share; ipc and uts are its own if there never was a CreateSandbox.
             NamespaceSource::Sandbox => {
@@ -253,16 +259,50 @@ fn resolve(
             }
         }
     }
+    if !paths.is_empty() {
+        let opened = at_host_pace(move || {
+            let opened = paths
+                .into_iter()
+                .map(|(kind, path)| Ok((kind, named(&path)?)));
+            opened.collect::<Result<Vec<_>, ContainerError>>()
+        });
+        let lost = |_| ContainerError::Task(plan.id.clone());
+        joins.extend(opened.await.map_err(lost)??);
+    }
     Ok(joins)
 }
 
-fn open(path: &str, bad_request: bool) -> Result<Arc<OwnedFd>, ContainerError> {
-    match File::open(path) {
+/// The namespace at a path that came with a request. It is looked at before it
+/// is opened: what is none may wait for its other end, or do what devices do when
+/// they are opened. Blocking.
+fn named(path: &str) -> Result<Arc<OwnedFd>, ContainerError> {
+    let found = || -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let place = rustix::fs::open(path, flags, Mode::empty())?;
+        if rustix::fs::fstatfs(&place)?.f_type != NSFS_MAGIC {
+            return Err(rustix::io::Errno::INVAL);
+        }
+        let place = format!("/proc/self/fd/{}", place.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::open(place, flags, Mode::empty())
+    };
+    let namespace = found().map_err(|errno| ContainerError::Namespace {
+        path: path.to_owned(),
+        source: errno.into(),
+        bad_request: true,
+    })?;
+    Ok(Arc::new(namespace))
+}
+
+/// A namespace of a process that has not been reaped.
+fn of_process(pid: Pid, kind: Namespace) -> Result<Arc<OwnedFd>, ContainerError> {
+    let path = format!("/proc/{pid}/ns/{}", kind.file());
+    match File::open(&path) {
         Ok(file) => Ok(Arc::new(file.into())),
         Err(source) => Err(ContainerError::Namespace {
-            path: path.to_owned(),
+            path,
             source,
-            bad_request,
+            bad_request: false,
         }),
     }
 }
@@ -281,12 +321,13 @@ async fn populate(
         let own = plan.namespaces.contains_key(&kind) || implied(engine, kind);
         match joins.get(&kind) {
             Some(fd) => namespaces.push((kind, fd.clone())),
-            None if own => namespaces.push((
-                kind,
-                open(&format!("/proc/{pid}/ns/{}", kind.file()), false)?,
-            )),
+            None if own => namespaces.push((kind, of_process(pid, kind)?)),
             None => {}
         }
+    }
+    // Reaped before all were opened, its pid may have been another process's.
+    if !spawned.process.is_alive() {
+        return Err(SpawnError::Died.into());
     }
     Ok((spawned, namespaces))
 }

@@ -13,7 +13,8 @@ use crate::cgroup::Join;
 impl Container {
     /// Starts a process in the container and adds it to its table. A container
     /// that is paused, stopped or removed meanwhile is an answer at once: what
-    /// has been frozen half-way is killed.
+    /// has been frozen half-way is sent SIGKILL (and dies, with cgroup v1, when
+    /// the container goes on).
     ///
     /// # Errors
     /// [`ContainerError::ExecExists`] or [`ContainerError::State`] before
@@ -121,7 +122,9 @@ impl Container {
         let mut table = self.table();
         let admitted = table.state.exec(!self.owns_pids);
         admitted.map_err(|e| self.state_error(e))?;
-        if table.processes.contains_key(id.as_str()) || !table.starting.insert(key_of(id)) {
+        // The container's own id means its first process, also after that has gone.
+        let taken = id.as_str() == self.id.as_str() || table.processes.contains_key(id.as_str());
+        if taken || !table.starting.insert(key_of(id)) {
             return Err(ContainerError::ExecExists(key_of(id)));
         }
         Ok(Reservation {

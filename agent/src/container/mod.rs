@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::cgroup::{Cgroup, CgroupError, Cgroups};
 use crate::children::Children;
@@ -197,6 +197,8 @@ pub struct Container {
     table: Mutex<Table>,
     /// The table's state, for those who wait for a change of it.
     states: watch::Sender<State>,
+    /// One update at a time: they take several files each.
+    updates: Arc<Semaphore>,
     /// Told when an exec has left [`Table::starting`].
     arrivals: Notify,
 }
@@ -272,7 +274,7 @@ impl Container {
     /// [`ContainerError::Diagnostics`].
     pub async fn termination_log(&self) -> Result<String, ContainerError> {
         let log = self.termination_log.clone();
-        let read = tokio::task::spawn_blocking(move || log.read()).await;
+        let read = crate::pool::at_host_pace(move || log.read()).await;
         Ok(read.map_err(|_| ContainerError::Task(self.id.clone()))??)
     }
 
@@ -351,11 +353,13 @@ impl Container {
         Ok(())
     }
 
-    /// SIGKILL for everything in the container, frozen or not.
+    /// SIGKILL for everything in the container, frozen or not: at once for the
+    /// processes that are known, on the blocking pool for whatever else is in its
+    /// cgroup, since that may be many. Once begun it goes on without its caller.
     ///
     /// # Errors
     /// [`ContainerError::Cgroup`].
-    pub fn kill_all(&self) -> Result<(), ContainerError> {
+    pub async fn kill_all(self: &Arc<Self>) -> Result<(), ContainerError> {
         let tracked: Vec<_> = self.table().processes.values().cloned().collect();
         for process in tracked.iter().chain([&self.init]) {
             process
@@ -366,9 +370,14 @@ impl Container {
                     source,
                 })?;
         }
-        let killed = self.cgroup.kill();
-        self.thaw_if_frozen();
-        Ok(killed?)
+        let this = self.clone();
+        let work = move || {
+            let killed = this.cgroup.kill();
+            this.thaw_if_frozen();
+            killed
+        };
+        let killed = tokio::task::spawn_blocking(work).await;
+        Ok(killed.map_err(|_| ContainerError::Task(self.id.clone()))??)
     }
 }
 

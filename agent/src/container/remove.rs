@@ -15,13 +15,14 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Container {
     /// Ends the container and removes what belongs to it in the guest, but its
-    /// storages. Once begun it is not to be interrupted.
+    /// storages; `false` says that the bundle stays because one of them is mounted
+    /// in it. Once begun it is not to be interrupted.
     ///
     /// # Errors
     /// [`StateError::Is`](super::state::StateError::Is) when it is called
     /// twice, [`ContainerError::Stuck`] when processes do not go, and what the
     /// bundle's removal says. It may be called again after the latter two.
-    pub async fn remove(self: &Arc<Self>, engine: &Engine) -> Result<(), ContainerError> {
+    pub async fn remove(self: &Arc<Self>, engine: &Engine) -> Result<bool, ContainerError> {
         self.advance(Event::Remove)?;
         let result = self.take_away(engine).await;
         if result.is_err() {
@@ -31,8 +32,8 @@ impl Container {
         result
     }
 
-    async fn take_away(self: &Arc<Self>, engine: &Engine) -> Result<(), ContainerError> {
-        self.kill_all()?;
+    async fn take_away(self: &Arc<Self>, engine: &Engine) -> Result<bool, ContainerError> {
+        self.kill_all().await?;
         let tracked: Vec<_> = self.table().processes.values().cloned().collect();
         let all_gone = async {
             for process in tracked.iter().chain([&self.init]) {
@@ -52,28 +53,32 @@ impl Container {
     }
 
     /// Removes the cgroup, and the bundle with it or not: the last thing that a
-    /// hook may look at.
-    async fn clear_cgroup(self: &Arc<Self>, with_bundle: bool) -> Result<(), ContainerError> {
-        if self.try_clear(with_bundle).await? {
-            return Ok(());
+    /// hook may look at. `false` when something of the bundle stays.
+    async fn clear_cgroup(self: &Arc<Self>, with_bundle: bool) -> Result<bool, ContainerError> {
+        if let Some(all) = self.try_clear(with_bundle).await? {
+            return Ok(all);
         }
         // Untracked descendants may take a moment longer than the tracked ones.
-        if !self.cgroup.emptied(PATIENCE).await? || !self.try_clear(with_bundle).await? {
-            return Err(ContainerError::Stuck(self.id.clone()));
+        if self.cgroup.emptied(PATIENCE).await?
+            && let Some(all) = self.try_clear(with_bundle).await?
+        {
+            return Ok(all);
         }
-        Ok(())
+        Err(ContainerError::Stuck(self.id.clone()))
     }
 
-    async fn try_clear(self: &Arc<Self>, with_bundle: bool) -> Result<bool, ContainerError> {
+    /// Nothing while something still runs in the cgroup.
+    async fn try_clear(
+        self: &Arc<Self>,
+        with_bundle: bool,
+    ) -> Result<Option<bool>, ContainerError> {
         let this = self.clone();
-        let work = move || -> Result<bool, ContainerError> {
+        let work = move || -> Result<Option<bool>, ContainerError> {
             if !this.cgroup.try_remove()? {
-                return Ok(false);
+                return Ok(None);
             }
-            if with_bundle {
-                bundle::remove(&this.bundle)?;
-            }
-            Ok(true)
+            let all = !with_bundle || bundle::remove(&this.bundle)?;
+            Ok(Some(all))
         };
         tokio::task::spawn_blocking(work)
             .await

@@ -116,7 +116,6 @@ pub async fn spawn(engine: &Engine, request: Request<'_>) -> Result<Spawned, Spa
         .await
         .map_err(prepare("plan"))?;
     let master = converse(engine, &control, &request, pid).await?;
-    let pidfd = unfinished.pidfd.take().ok_or(SpawnError::Died)?;
     let stdio = match (pipes, master) {
         (Some(pipes), _) => Stdio::of_pipes(pipes, &exit),
         (None, Some(master)) => Stdio::of_terminal(master, &exit),
@@ -126,7 +125,10 @@ pub async fn spawn(engine: &Engine, request: Request<'_>) -> Result<Spawned, Spa
         Some(passed) => stdio.and_then(|stdio| stdio.pass(passed, &exit)),
         None => stdio,
     };
-    let process = Process::new(pid, pidfd, exit, stdio.map_err(prepare("streams"))?);
+    let stdio = stdio.map_err(prepare("streams"))?;
+    // Nothing can fail from here on.
+    let pidfd = unfinished.pidfd.take().ok_or(SpawnError::Died)?;
+    let process = Process::new(pid, pidfd, exit, stdio);
     Ok(Spawned {
         process: Arc::new(process),
         control,

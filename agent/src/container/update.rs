@@ -6,18 +6,27 @@ use std::sync::Arc;
 use oci_spec::runtime::LinuxResources;
 
 use super::{Container, ContainerError};
+use crate::pool::at_host_pace;
 
 impl Container {
-    /// Applies limits; absent ones stay as they are. Legal while paused.
+    /// Applies limits; absent ones stay as they are. Legal while paused. One
+    /// update comes after the other, as they were asked for.
     ///
     /// # Errors
     /// [`StateError`](super::state::StateError) when the container is being
     /// removed, else what the cgroup says: those before the failed one are in force.
     pub async fn update(self: &Arc<Self>, resources: LinuxResources) -> Result<(), ContainerError> {
-        self.state().update().map_err(|e| self.state_error(e))?;
+        // Never closed: there always is a turn.
+        let turn = self.updates.clone().acquire_owned().await;
         let this = self.clone();
-        let work = move || this.cgroup.apply(&resources);
-        let applied = tokio::task::spawn_blocking(work).await;
-        Ok(applied.map_err(|_| ContainerError::Task(self.id.clone()))??)
+        let work = move || -> Result<(), ContainerError> {
+            // Held by the thread, not by the caller, who may go away.
+            let _turn = turn;
+            // Looked at when its turn has come: removal does not wait for it.
+            this.state().update().map_err(|e| this.state_error(e))?;
+            Ok(this.cgroup.apply(&resources)?)
+        };
+        let applied = at_host_pace(work).await;
+        applied.map_err(|_| ContainerError::Task(self.id.clone()))?
     }
 }

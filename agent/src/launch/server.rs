@@ -32,6 +32,10 @@ pub fn serve(socket: OwnedFd) -> ! {
     if let Err(error) = child::floor::lay() {
         log::warn!("Containers' roots lie right above the initramfs: {error}");
     }
+    // Nothing but `socket` holds the agent's connection.
+    if let Err(error) = File::open("/dev/null").map(nix::unistd::dup2_stdin) {
+        log::warn!("The launcher keeps its standard input: {error}");
+    }
     let own_pid_namespace = match File::open("/proc/self/ns/pid") {
         Ok(file) => file,
         Err(error) => {
@@ -44,7 +48,7 @@ pub fn serve(socket: OwnedFd) -> ! {
         match receive_with_fds(socket.as_raw_fd(), &mut buffer) {
             Ok((0, _)) => std::process::exit(0),
             Ok((length, fds)) => {
-                let receipt = obey(&buffer[..length], fds, &own_pid_namespace);
+                let receipt = obey(&buffer[..length], fds, &own_pid_namespace, &socket);
                 if answer(&socket, receipt).is_err() {
                     std::process::exit(0);
                 }
@@ -82,7 +86,7 @@ fn answer(socket: &OwnedFd, receipt: Receipt) -> io::Result<()> {
     send_with_fds(socket.as_raw_fd(), encoded, &[]).map(drop)
 }
 
-fn obey(bytes: &[u8], fds: Vec<OwnedFd>, own_pid_namespace: &File) -> Receipt {
+fn obey(bytes: &[u8], fds: Vec<OwnedFd>, own_pid_namespace: &File, socket: &OwnedFd) -> Receipt {
     let mut fds = fds.into_iter();
     let (Ok(order), Some(control)) = (postcard::from_bytes::<Order>(bytes), fds.next()) else {
         return Receipt::Failed(LaunchStep::Order, Errno::EPROTO as i32);
@@ -97,7 +101,7 @@ fn obey(bytes: &[u8], fds: Vec<OwnedFd>, own_pid_namespace: &File) -> Receipt {
         }
     }
     let cgroup = if order.into_cgroup { fds.next() } else { None };
-    let receipt = start(order, control, cgroup);
+    let receipt = start(order, control, cgroup, socket);
     if order.joins_pid && setns(own_pid_namespace.as_fd(), CloneFlags::CLONE_NEWPID).is_err() {
         // The next container would land in this one's namespace: end here, the
         // agent starts another launcher.
@@ -107,15 +111,20 @@ fn obey(bytes: &[u8], fds: Vec<OwnedFd>, own_pid_namespace: &File) -> Receipt {
 }
 
 #[allow(unsafe_code)]
-fn start(order: Order, control: OwnedFd, cgroup: Option<OwnedFd>) -> Receipt {
+fn start(order: Order, control: OwnedFd, cgroup: Option<OwnedFd>, socket: &OwnedFd) -> Receipt {
     // SAFETY: this process has one thread: `serve` is called from `main`
     // before anything could have started another.
     match unsafe { clone3(order.namespaces, cgroup.as_ref().map(AsFd::as_fd)) } {
         Ok(Side::Parent(pid)) => Receipt::Started(pid.as_raw()),
-        Ok(Side::Child) => match order.task {
-            Task::Process => child::become_process(UnixStream::from(control)),
-            Task::Hook => child::hooks::run_for_agent(UnixStream::from(control)),
-        },
+        Ok(Side::Child) => {
+            // While a child held it, the agent would not see the launcher's end.
+            // Its owner is on the launcher's side: nothing drops it here.
+            let _ = nix::unistd::close(socket.as_raw_fd());
+            match order.task {
+                Task::Process => child::become_process(UnixStream::from(control)),
+                Task::Hook => child::hooks::run_for_agent(UnixStream::from(control)),
+            }
+        }
         Err(error) => Receipt::Failed(LaunchStep::Clone, error.raw_os_error().unwrap_or(0)),
     }
 }

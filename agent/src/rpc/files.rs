@@ -15,7 +15,7 @@ use crate::files::{CopyPlan, CopyRoot, SHARED_ROOT};
 pub async fn copy(root: &Arc<CopyRoot>, request: CopyFileRequest) -> ttrpc::Result<Empty> {
     let plan = CopyPlan::from_wire(request, Path::new(SHARED_ROOT)).map_err(Coded::status)?;
     let root = root.clone();
-    let copied = tokio::task::spawn_blocking(move || root.copy(plan)).await;
+    let copied = crate::pool::at_host_pace(move || root.copy(plan)).await;
     copied
         .map_err(|_| failure(Code::INTERNAL, "CopyFile ended early"))?
         .map_err(Coded::status)?;

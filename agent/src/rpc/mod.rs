@@ -148,7 +148,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: SignalProcessRequest,
     ) -> Reply<Empty> {
-        process::signal(&self.sandbox, &request)
+        process::signal(&self.sandbox, &request).await
     }
 
     async fn wait_process(

@@ -29,14 +29,14 @@ pub async fn exec(sandbox: &Arc<Sandbox>, request: ExecProcessRequest) -> ttrpc:
     Ok(Empty::new())
 }
 
-pub fn signal(sandbox: &Sandbox, request: &SignalProcessRequest) -> ttrpc::Result<Empty> {
+pub async fn signal(sandbox: &Sandbox, request: &SignalProcessRequest) -> ttrpc::Result<Empty> {
     // What does not fit is no signal; EINVAL comes from where the others do.
     let number = i32::try_from(request.signal).unwrap_or(i32::MAX);
     if request.exec_id.is_empty() && number == libc::SIGKILL {
         let container = sandbox
             .container(&request.container_id)
             .map_err(lifecycle)?;
-        container.kill_all().map_err(Coded::status)?;
+        container.kill_all().await.map_err(Coded::status)?;
         return Ok(Empty::new());
     }
     let (container, process) = sandbox

@@ -58,7 +58,8 @@ pub fn missing(what: &'static str) -> ttrpc::Error {
 }
 
 /// For the calls whose hosts know an unknown container as INTERNAL: Start,
-/// Remove, ExecProcess, WriteStdin, and SignalProcess for a whole container.
+/// Remove, ExecProcess, WriteStdin, GetDiagnosticData, and SignalProcess for a
+/// whole container.
 #[must_use]
 pub fn lifecycle(error: SandboxError) -> ttrpc::Error {
     match error {

@@ -6,10 +6,12 @@ use protocols::agent::{
     WriteStreamRequest, WriteStreamResponse,
 };
 use protocols::empty::Empty;
+use ttrpc::Code;
 
-use super::status::{Coded, lifecycle};
+use super::status::{Coded, failure, lifecycle};
 use crate::container::plan::PlanError;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::stdio::StdioError;
 
 /// Which output is meant.
 #[derive(Clone, Copy)]
@@ -24,7 +26,7 @@ pub async fn write(
 ) -> ttrpc::Result<WriteStreamResponse> {
     let (_, process) = sandbox
         .process(&request.container_id, &request.exec_id)
-        .map_err(lifecycle)?;
+        .map_err(unwritable)?;
     let input = process.stdio().input().map_err(Coded::status)?;
     if request.data.is_empty() {
         // runtime-rs ends standard input this way and never calls CloseStdin.
@@ -78,6 +80,20 @@ pub fn resize(sandbox: &Sandbox, request: &TtyWinResizeRequest) -> ttrpc::Result
     process
         .stdio()
         .resize(clamp(request.row), clamp(request.column))
-        .map_err(Coded::status)?;
+        .map_err(|error| match error {
+            StdioError::NoTerminal => failure(error.code(), "no tty"),
+            other => other.status(),
+        })?;
     Ok(Empty::new())
+}
+
+/// WriteStdin has a code and texts of its own for what is not there (protocol
+/// section 3.0).
+fn unwritable(error: SandboxError) -> ttrpc::Error {
+    let text = match &error {
+        SandboxError::UnknownProcess { exec, .. } if exec.is_empty() => "init process missing",
+        SandboxError::UnknownProcess { .. } => "invalid exec id",
+        _ => return lifecycle(error),
+    };
+    failure(Code::INTERNAL, &format!("Process not found: {text}"))
 }

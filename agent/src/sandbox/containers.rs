@@ -10,12 +10,21 @@ use tokio::sync::watch;
 
 use super::{CreatePlan, Sandbox, SandboxError, Slot};
 use crate::container::plan::id::shorten;
-use crate::container::plan::{ContainerPlan, ExecId, Namespace, NamespaceSource, ProcessPlan};
-use crate::container::{Container, ContainerError, Creation, Shared};
+use crate::container::plan::{
+    ContainerId, ContainerPlan, ExecId, Namespace, NamespaceSource, ProcessPlan,
+};
+use crate::container::{Container, ContainerError, Creation, Shared, bundle};
+use crate::pool::at_host_pace;
 use crate::rpc::status::chain;
 
 /// How long the end of the sandbox waits for creations that it has given up.
 const GIVE_UP: Duration = Duration::from_secs(15);
+
+/// How long it waits for all containers, more than for one that does not go.
+const TAKE_DOWN: Duration = Duration::from_secs(30);
+
+/// How long it then waits for storages: one that a mount is stuck in stays.
+const UNMOUNT: Duration = Duration::from_secs(10);
 
 /// A place in the registry for a container that is being created.
 struct Reservation {
@@ -51,11 +60,15 @@ impl Sandbox {
             guest_hooks,
             given_up,
         };
+        let with_storages = !plan.storages.is_empty();
         let created = async {
             self.storages.acquire(plan.storages, id.as_str()).await?;
             let created = Container::create(&self.engine, creation).await;
             if created.is_err() {
                 self.release(id.as_str()).await;
+                if with_storages {
+                    self.clear_bundle(&id).await;
+                }
             }
             Ok::<_, SandboxError>(created?)
         };
@@ -74,7 +87,7 @@ impl Sandbox {
                 Ok(())
             }
             Err(error) => {
-                registry.containers.remove(id.as_str());
+                registry.forget(id.as_str());
                 Err(error)
             }
         };
@@ -160,11 +173,27 @@ impl Sandbox {
     async fn remove_now(&self, container: &Arc<Container>) -> Result<(), SandboxError> {
         let id = container.id().as_str();
         self.oom.look(id).await;
-        container.remove(&self.engine).await?;
+        let all = container.remove(&self.engine).await?;
         self.oom.forget(id);
         self.release(id).await;
-        self.registry().containers.remove(id);
+        if !all {
+            self.clear_bundle(container.id()).await;
+        }
+        self.registry().forget(id);
         Ok(())
+    }
+
+    /// Removes what was left of a bundle as long as storages were mounted in it.
+    async fn clear_bundle(&self, id: &ContainerId) {
+        let place = bundle::path_of(id);
+        match at_host_pace(move || bundle::remove(&place)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => {
+                log::warn!("Bundle of container {id} stays: something is mounted in it")
+            }
+            Ok(Err(error)) => log::warn!("{}", chain(&error)),
+            Err(_) => log::warn!("Bundle of container {id} could not be removed"),
+        }
     }
 
     /// The container of that id, or `None` if it was on its way and has been
@@ -224,9 +253,17 @@ impl Sandbox {
                 );
             }
         });
-        join_all(removals).await;
-        for error in self.storages.release_all().await {
-            log::warn!("{}", chain(&error));
+        if tokio::time::timeout(TAKE_DOWN, join_all(removals))
+            .await
+            .is_err()
+        {
+            log::warn!("The sandbox ends with containers in it");
+        }
+        match tokio::time::timeout(UNMOUNT, self.storages.release_all()).await {
+            Ok(errors) => errors
+                .iter()
+                .for_each(|error| log::warn!("{}", chain(error))),
+            Err(_) => log::warn!("The sandbox ends with storages in use"),
         }
         self.oom.close();
         self.end.send_replace(true);

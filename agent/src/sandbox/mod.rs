@@ -19,6 +19,7 @@ use crate::children::Children;
 use crate::config::Config;
 use crate::container::plan::{ContainerId, ContainerPlan, Hooks};
 use crate::container::{Container, ContainerError, Engine, Process, Shared, bundle, hooks};
+use crate::pool::at_host_pace;
 use crate::rpc::status::chain;
 use crate::stdio::Arrivals;
 use crate::storage::{StorageError, StoragePlan, Storages};
@@ -109,6 +110,17 @@ struct Registry {
     containers: HashMap<String, Slot>,
 }
 
+impl Registry {
+    /// The container has gone, or never came to be. Without containers there is
+    /// no pid namespace to share: the next one makes another.
+    fn forget(&mut self, id: &str) {
+        self.containers.remove(id);
+        if self.containers.is_empty() {
+            self.shared.pid = None;
+        }
+    }
+}
+
 /// The owner of storages that belong to the sandbox itself. No container can
 /// be called that.
 const SANDBOX_OWNER: &str = "";
@@ -155,7 +167,8 @@ impl Sandbox {
         &self.oom
     }
 
-    /// Ends when DestroySandbox has been answered.
+    /// Ends when DestroySandbox has nothing left to do; its answer is on its way
+    /// by then, or about to be.
     pub async fn ended(&self) {
         // The sender is `self`: it cannot be dropped while we wait.
         let _ = self.end.subscribe().wait_for(|ended| *ended).await;
@@ -195,7 +208,9 @@ impl Sandbox {
             namespaces::create(&plan.hostname).map_err(|e| SandboxError::Setup("Namespaces", e))?;
         self.engine.launcher.warm().await?;
         self.storages.acquire(plan.storages, SANDBOX_OWNER).await?;
-        if let Err(error) = dns::set_up(&plan.dns) {
+        // The root may lie on the host.
+        let covered = at_host_pace(move || dns::set_up(&plan.dns)).await;
+        if let Err(error) = covered.unwrap_or_else(|error| Err(io::Error::other(error))) {
             self.release(SANDBOX_OWNER).await;
             return Err(SandboxError::Setup("DNS", error));
         }
@@ -252,10 +267,30 @@ async fn scan_hooks(path: String) -> Hooks {
         return Hooks::default();
     }
     let place = std::path::PathBuf::from(&path);
-    let scanned = tokio::task::spawn_blocking(move || hooks::scan(&place)).await;
+    let scanned = at_host_pace(move || hooks::scan(&place)).await;
     let result = scanned.unwrap_or_else(|error| Err(io::Error::other(error)));
     result.unwrap_or_else(|error| {
         log::warn!("Guest hooks in '{path}': {}", chain(&error));
         Hooks::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bug_the_shared_pid_namespace_goes_with_the_last_container() {
+        let mut registry = Registry::default();
+        let namespace = std::fs::File::open("/proc/self/ns/pid").unwrap();
+        registry.shared.pid = Some(Arc::new(namespace.into()));
+        for id in ["c1", "c2"] {
+            let slot = Slot::Reserved(watch::Sender::new(false));
+            registry.containers.insert(id.to_owned(), slot);
+        }
+        registry.forget("c1");
+        assert!(registry.shared.pid.is_some());
+        registry.forget("c2");
+        assert!(registry.shared.pid.is_none());
+    }
 }

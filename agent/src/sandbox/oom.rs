@@ -66,7 +66,11 @@ impl OomEvents {
         let task = tokio::spawn(follow(self.clone(), id.to_owned(), watch.clone()));
         let task = task.abort_handle();
         let watched = Watched { watch, task };
-        self.state().watches.insert(id.to_owned(), watched);
+        let mut state = self.state();
+        // After the end nobody would forget it.
+        if !state.closed {
+            state.watches.insert(id.to_owned(), watched);
+        }
     }
 
     /// Reports what the watch over a container has not seen yet. Called when a

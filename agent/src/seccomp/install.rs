@@ -2,6 +2,7 @@
 //! Puts a filter in force for the calling process. Neither nix nor rustix has seccomp(2).
 
 use std::io;
+use std::mem::ManuallyDrop;
 
 use super::Program;
 
@@ -16,11 +17,12 @@ impl Program {
     /// # Errors
     /// The errno of `seccomp(2)`; `EINVAL` where the kernel has no filters.
     pub fn install(&self) -> io::Result<()> {
-        let mut filter: Vec<_> = self
-            .filter
-            .iter()
+        let instructions = self.filter.iter();
+        let filter: Vec<_> = instructions
             .map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k })
             .collect();
+        // Left to execve(2): giving memory back may take a system call that the filter denies.
+        let mut filter = ManuallyDrop::new(filter);
         let program = libc::sock_fprog {
             // At most 4096, as compiled.
             len: filter.len().try_into().unwrap_or(u16::MAX),

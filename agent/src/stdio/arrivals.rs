@@ -67,6 +67,13 @@ struct Waiting {
     stream: OwnedFd,
 }
 
+/// How far taking connections came.
+enum Accepted {
+    All,
+    Some,
+    Failed,
+}
+
 impl Arrivals {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change leaves a queue that is in order.
@@ -91,10 +98,11 @@ impl Arrivals {
             let next = self.expire();
             tokio::select! {
                 ready = listener.readable() => {
-                    if self.accept(listener.get_ref()) {
-                        ready?.clear_ready();
-                    } else {
-                        tokio::time::sleep(REST).await;
+                    match self.accept(listener.get_ref()) {
+                        Accepted::All => ready?.clear_ready(),
+                        // Containers can connect without end.
+                        Accepted::Some => tokio::task::yield_now().await,
+                        Accepted::Failed => tokio::time::sleep(REST).await,
                     }
                 }
                 () = sleep_until(next) => {}
@@ -102,16 +110,16 @@ impl Arrivals {
         }
     }
 
-    /// Takes all connections that are there; `false` when that failed.
-    fn accept(&self, listener: &OwnedFd) -> bool {
-        loop {
+    /// Takes the connections that are there, up to a backlog of them.
+    fn accept(&self, listener: &OwnedFd) -> Accepted {
+        for _ in 0..BACKLOG {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let stream = match accept_with(listener, flags) {
                 Ok(stream) => stream,
-                Err(rustix::io::Errno::AGAIN) => return true,
+                Err(rustix::io::Errno::AGAIN) => return Accepted::All,
                 // The peer went away before it was its turn.
                 Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => continue,
-                Err(_) => return false,
+                Err(_) => return Accepted::Failed,
             };
             match getpeername::<VsockAddr>(stream.as_raw_fd()) {
                 Ok(peer) if peer.cid() == VMADDR_CID_HOST => self.add(peer.port(), stream),
@@ -120,6 +128,7 @@ impl Arrivals {
                 Err(_) => {}
             }
         }
+        Accepted::Some
     }
 
     /// Lets go what has waited too long; says when that is due next.

@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
 use super::StdioError;
+use super::output::LOOK;
 use crate::children::Exit;
 
 /// The agent's end of standard input.
@@ -42,13 +43,19 @@ impl Input {
         let failed = |error| StdioError::Io("stdin", error);
         let mut exit = self.exit.clone();
         let mut rest = data;
+        let mut closed = false;
         while !rest.is_empty() {
             match nix::unistd::write(stream.get_ref(), rest) {
                 Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
                 Ok(written) => rest = &rest[written..],
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => tokio::select! {
-                    ready = stream.writable() => ready.map_err(failed)?.clear_ready(),
+                    ready = stream.writable(), if !closed => {
+                        let mut ready = ready.map_err(failed)?;
+                        closed = ready.ready().is_write_closed();
+                        ready.clear_ready();
+                    }
+                    () = tokio::time::sleep(LOOK), if closed => {}
                     // A closed channel means that the exit was seen and taken.
                     _ = exit.wait_for(Option::is_some) => {
                         return Err(failed(Errno::EPIPE.into()));
@@ -71,7 +78,11 @@ impl Input {
 #[cfg(test)]
 mod tests {
     use super::super::{Pipes, Stdio};
-    use std::sync::Arc;
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
     use tokio::sync::watch;
 
     /// In the reference such a write lasts for ever, and holds the agent up.
@@ -95,6 +106,39 @@ mod tests {
         assert!(write.await.unwrap().is_err());
         close.await.unwrap();
         drop(ends);
+    }
+
+    /// As with output.
+    #[tokio::test]
+    async fn a_pipe_that_is_opened_again_does_not_hold_the_event_loop() {
+        let (_sender, exit) = watch::channel(None);
+        let (pipes, ends) = Pipes::new(0).unwrap();
+        let stdio = Arc::new(Stdio::of_pipes(pipes, &exit).unwrap());
+        let [stdin, ..] = ends.0;
+        let name = format!("/proc/self/fd/{}", stdin.as_raw_fd());
+        let way_back = File::options().write(true).open(name).unwrap();
+        let write = tokio::spawn({
+            let stdio = stdio.clone();
+            async move { stdio.input().unwrap().write(&[7; 1 << 20]).await }
+        });
+        tokio::task::yield_now().await;
+        drop(stdin);
+        assert!(write.await.unwrap().is_err());
+        // As full as it was.
+        let mut stdin = File::open(format!("/proc/self/fd/{}", way_back.as_raw_fd())).unwrap();
+        drop(way_back);
+        let (tell, told) = mpsc::channel();
+        let reader = tokio::task::spawn_blocking(move || {
+            let others_ran = told.recv_timeout(Duration::from_secs(10)).is_ok();
+            stdin.read_exact(&mut [0; 1 << 16]).unwrap();
+            (others_ran, stdin)
+        });
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            tell.send(()).unwrap();
+        });
+        stdio.input().unwrap().write(b"again").await.unwrap();
+        assert!(reader.await.unwrap().0, "only the write ran");
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::pipe2;
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
@@ -64,11 +65,11 @@ impl Pipes {
     /// (`agent.container_pipe_size`).
     ///
     /// # Errors
-    /// The errno of `pipe2(2)` or `F_SETPIPE_SZ`.
+    /// The errno of `pipe2(2)`, `fchmod(2)` or `F_SETPIPE_SZ`.
     pub fn new(size: u32) -> io::Result<(Self, ChildEnds)> {
-        let (stdin_read, stdin) = pipe2(OFlag::O_CLOEXEC)?;
-        let (stdout, stdout_write) = pipe2(OFlag::O_CLOEXEC)?;
-        let (stderr, stderr_write) = pipe2(OFlag::O_CLOEXEC)?;
+        let (stdin_read, stdin) = pipe(READ_BY_ALL)?;
+        let (stdout, stdout_write) = pipe(WRITTEN_BY_ALL)?;
+        let (stderr, stderr_write) = pipe(WRITTEN_BY_ALL)?;
         for ours in [&stdin, &stdout, &stderr] {
             fcntl(ours.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
@@ -86,6 +87,21 @@ impl Pipes {
             ChildEnds([stdin_read, stdout_write, stderr_write]),
         ))
     }
+}
+
+/// Who may open a pipe again by its name in `/proc`, as `/dev/stdout` does. A
+/// user that the pipe cannot be given to (the ids of a user namespace do not
+/// reach it) and one that the program turns into need it. It is no more than
+/// they can do with the descriptor: nobody else gets at a pipe without a name,
+/// and the end that is the agent's is not in it.
+const READ_BY_ALL: u32 = 0o644;
+const WRITTEN_BY_ALL: u32 = 0o622;
+
+fn pipe(mode: u32) -> nix::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    // Both ends are one inode.
+    fchmod(&read, Mode::from_bits_truncate(mode))?;
+    Ok((read, write))
 }
 
 impl Stdio {

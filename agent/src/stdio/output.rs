@@ -17,6 +17,11 @@ use crate::children::Exit;
 /// they count as ended, although somebody holds them open.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// How long to wait between two looks at a stream that was closed once. That is
+/// not the end, for a process may open its end of a pipe or terminal again, but
+/// the event loop calls the stream ready for ever then.
+pub(super) const LOOK: Duration = Duration::from_millis(10);
+
 /// What one reply carries at most: a pipe holds 64 KiB unless enlarged, and a
 /// message must stay well below 4 MiB whatever length was asked for.
 const MAX_READ: usize = 1 << 20;
@@ -50,7 +55,9 @@ impl Output {
             return Err(Errno::EINVAL.into());
         }
         let _turn = self.turn.lock().await;
-        let mut exit = self.exit.clone();
+        let silent = silence_after(self.exit.clone());
+        tokio::pin!(silent);
+        let mut closed = false;
         loop {
             match self.take(limit) {
                 Ok(data) => return Ok(data),
@@ -61,8 +68,14 @@ impl Output {
                 Err(errno) => return Err(errno.into()),
             }
             tokio::select! {
-                ready = self.stream.readable() => ready?.clear_ready(),
-                () = silence_after(&mut exit) => return Ok(Vec::new()),
+                ready = self.stream.readable(), if !closed => {
+                    let mut ready = ready?;
+                    closed = ready.ready().is_read_closed();
+                    ready.clear_ready();
+                }
+                () = tokio::time::sleep(LOOK), if closed => {}
+                // Something may have come since the last look.
+                () = &mut silent => return Ok(self.take(limit).unwrap_or_default()),
             }
         }
     }
@@ -82,7 +95,7 @@ impl Output {
 }
 
 /// Ends when the process has exited and a grace period has passed.
-async fn silence_after(exit: &mut Exit) {
+async fn silence_after(mut exit: Exit) {
     // A closed channel means that the exit was seen and taken.
     let _ = exit.wait_for(Option::is_some).await;
     tokio::time::sleep(GRACE).await;
@@ -91,7 +104,12 @@ async fn silence_after(exit: &mut Exit) {
 #[cfg(test)]
 mod tests {
     use super::super::{Pipes, Stdio};
+    use super::Output;
+    use std::fs::File;
     use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
     use tokio::sync::watch;
 
     #[tokio::test]
@@ -126,6 +144,40 @@ mod tests {
         assert_eq!(stdio.read_stdout(4096).await.unwrap(), b"data");
         assert!(stdio.read_stdout(4096).await.unwrap().is_empty());
         drop(ends);
+    }
+
+    /// The event loop would never come to anything else: a container must not
+    /// be able to do that to the agent.
+    #[tokio::test]
+    async fn a_pipe_that_is_opened_again_does_not_hold_the_event_loop() {
+        let (_sender, exit) = watch::channel(None);
+        let (pipes, ends) = Pipes::new(0).unwrap();
+        let stream = Arc::new(crate::watch::watch(pipes.stdout).unwrap());
+        let output = Arc::new(Output::new(stream, exit));
+        let [_, stdout, _] = ends.0;
+        let way_back = File::open(format!("/proc/self/fd/{}", stdout.as_raw_fd())).unwrap();
+        let read = tokio::spawn({
+            let output = output.clone();
+            async move { output.read(9).await }
+        });
+        tokio::task::yield_now().await;
+        drop(stdout);
+        // So the event loop has seen it closed.
+        assert!(read.await.unwrap().unwrap().is_empty());
+        let name = format!("/proc/self/fd/{}", way_back.as_raw_fd());
+        let mut stdout = File::options().write(true).open(name).unwrap();
+        let (tell, told) = mpsc::channel();
+        let writer = tokio::task::spawn_blocking(move || {
+            let others_ran = told.recv_timeout(Duration::from_secs(10)).is_ok();
+            stdout.write_all(b"again").unwrap();
+            (others_ran, stdout)
+        });
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            tell.send(()).unwrap();
+        });
+        assert_eq!(output.read(9).await.unwrap(), b"again");
+        assert!(writer.await.unwrap().0, "only the read ran");
     }
 
     #[tokio::test]

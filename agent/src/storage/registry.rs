@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::undo::Undo;
 use super::{Environment, StorageError, StoragePlan};
+use crate::pool::at_host_pace;
 
 /// All storages of the guest. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -222,7 +223,7 @@ impl Storages {
                 }
             }
         };
-        spawn_blocking(work).await.unwrap_or(Err(interrupted))
+        at_host_pace(work).await.unwrap_or(Err(interrupted))
     }
 
     async fn give_back(&self, taken: Vec<Taken>) {
@@ -247,7 +248,7 @@ impl Storages {
         let errors = match undo {
             // The slot stays locked until it is gone: whoever wants the same
             // mount point waits for it to be free.
-            Some(undo) => spawn_blocking(|| undo.run()).await.unwrap_or_default(),
+            Some(undo) => at_host_pace(|| undo.run()).await.unwrap_or_default(),
             None => Vec::new(),
         };
         self.forget(path, &slot);

@@ -244,6 +244,33 @@ fn a_container_sees_its_own_part_of_cgroup_v1() {
     });
 }
 
+/// A hierarchy that one container has made (a systemd does) belongs to no other: nobody joined it there, so all of it would be seen.
+#[test]
+fn a_hierarchy_that_another_container_made_is_not_shown() {
+    vm_story(async {
+        let vm = Vm::boot(|g| g.words("systemd.unified_cgroup_hierarchy=0")).await;
+        vm.create_sandbox(|_| ()).await;
+        let mount = "mkdir /tmp/foreign && mount -t cgroup -o none,name=foreign foreign /tmp/foreign && sleep 100000";
+        let maker = vm
+            .container("v1-maker")
+            .capabilities(&spec::ALL_CAPABILITIES)
+            .sh(&format!("({mount}) & until grep -q /tmp/foreign /proc/self/mounts; do sleep 0.01; done; echo made; wait"))
+            .start()
+            .await;
+        maker.expect("made").await;
+        let look = "grep -c name=foreign:/$ /proc/self/cgroup; ls /sys/fs/cgroup | grep -c foreign";
+        for own in [false, true] {
+            let c = vm.container(&format!("v1-other-{own}"));
+            let c = c.linux(|l| {
+                if own {
+                    l.Namespaces.push(spec::namespace("cgroup"));
+                }
+            });
+            assert_eq!(c.sh(look).run().await.stdout, "1\n0\n", "{own}");
+        }
+    });
+}
+
 /// A container that may unmount takes its own root off, and the kernel shows the next process whatever is below. That was the
 /// guest's initramfs, with everything in it.
 async fn below_the_root(vm: &Vm, id: &str, shape: fn(&mut oci::Linux)) {

@@ -58,12 +58,8 @@ fn bpf<T>(command: libc::c_int, attr: &T) -> nix::Result<libc::c_int> {
             size_of::<T>(),
         )
     };
-    Errno::result(result).map(|fd| libc::c_int::try_from(fd).unwrap_or(-1))
-}
-
-fn owned(fd: libc::c_int) -> OwnedFd {
-    // SAFETY: the command has just made this descriptor, close-on-exec, for us.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    let result = Errno::result(result)?;
+    libc::c_int::try_from(result).map_err(|_| Errno::EBADF)
 }
 
 fn number(fd: &impl AsFd) -> u32 {
@@ -75,13 +71,15 @@ pub(super) fn load(program: &[u64]) -> nix::Result<OwnedFd> {
     let attr = Load {
         kind: TYPE_CGROUP_DEVICE,
         count: u32::try_from(program.len()).map_err(|_| Errno::E2BIG)?,
-        instructions: program.as_ptr().addr() as u64,
-        license: c"Apache-2.0".as_ptr().addr() as u64,
+        instructions: program.as_ptr().expose_provenance() as u64,
+        license: c"Apache-2.0".as_ptr().expose_provenance() as u64,
         log_level: 0,
         log_size: 0,
         log: 0,
     };
-    bpf(PROG_LOAD, &attr).map(owned)
+    let fd = bpf(PROG_LOAD, &attr)?;
+    // SAFETY: the command has just made this descriptor, close-on-exec, for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Attaches a program to a group, beside others and so that others may be
@@ -108,7 +106,7 @@ pub(super) fn id(program: &OwnedFd) -> nix::Result<u32> {
     let attr = Info {
         object: number(program),
         length: 8,
-        info: info.as_mut_ptr().addr() as u64,
+        info: info.as_mut_ptr().expose_provenance() as u64,
     };
     bpf(OBJ_GET_INFO_BY_FD, &attr)?;
     // SAFETY: `info` is alive and initialised; read so that the compiler sees
@@ -120,5 +118,7 @@ pub(super) fn id(program: &OwnedFd) -> nix::Result<u32> {
 /// The program with this number.
 pub(super) fn by_id(id: u32) -> nix::Result<OwnedFd> {
     let attr = [id, 0, 0];
-    bpf(PROG_GET_FD_BY_ID, &attr).map(owned)
+    let fd = bpf(PROG_GET_FD_BY_ID, &attr)?;
+    // SAFETY: the command has just made this descriptor, close-on-exec, for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

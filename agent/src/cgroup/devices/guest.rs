@@ -160,17 +160,21 @@ fn mounted(root: &Path, nodes: &[Node]) -> BTreeSet<usize> {
         let (kind, source) = (rest.next(), rest.next().unwrap_or_default());
         // Some file systems (btrfs) have numbers of their own.
         let source = source.strip_prefix("/dev/").unwrap_or_default();
+        let is_guests = !target.starts_with(CONTAINERS);
         let node = nodes
             .iter()
             .position(|node| node.numbers == device || node.name == source);
         seen.extend(node);
-        if !target.starts_with(CONTAINERS) {
+        if is_guests {
             guests.extend(node);
         }
-        hidden |= target == "/" && kind == Some("overlay");
+        // By a name that is not the kernel's (/dev/root, /dev/mapper/root) a
+        // file system with numbers of its own is not found.
+        let unknown = is_guests && node.is_none() && !source.is_empty();
+        hidden |= unknown || target == "/" && kind == Some("overlay");
     }
     if hidden {
-        // What lies below an overlay is mounted nowhere, but held.
+        // What lies below it is mounted nowhere by its name, but held.
         let held = |&i: &usize| !seen.contains(&i) && is_held(root, &nodes[i].name);
         guests.extend((0..nodes.len()).filter(held));
     }

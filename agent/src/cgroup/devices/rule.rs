@@ -13,8 +13,12 @@ pub(super) const MKNOD: u8 = 4;
 pub(super) const ALL: u8 = READ | WRITE | MKNOD;
 
 /// More rules than any container has devices; the work of compiling them is
-/// their number squared.
+/// their number squared, times that of the next.
 const MAX_RULES: usize = 1024;
+
+/// More rules than anybody has for a minor number of any major: on version 1
+/// each is about as many devices as there are majors.
+const MAX_COLUMNS: usize = 16;
 
 /// The kernel's numbers have 12 and 20 bits.
 const MAX_MAJOR: i64 = 0xfff;
@@ -137,10 +141,15 @@ pub(super) fn effective(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>, Cgroup
         return Err(refused("there are too many"));
     }
     let mut all = DEFAULTS.to_vec();
+    let mut columns = 0;
     for rule in rules {
         let Some(rule) = Rule::parse(rule)? else {
             continue;
         };
+        columns += usize::from(rule.major.is_none() && rule.minor.is_some());
+        if columns > MAX_COLUMNS {
+            return Err(refused("there are too many for any major number"));
+        }
         if rule.is_total() {
             all.clear();
             match rule.allow {
@@ -282,6 +291,8 @@ mod tests {
             assert!(effective(&[bad]).unwrap_err().is_bad_input());
         }
         assert!(effective(&vec![deny_all(); MAX_RULES + 1]).is_err());
+        let column = rule(true, 'c', (-1, 7), "r");
+        assert!(effective(&vec![column; MAX_COLUMNS + 1]).is_err());
         let nothing = [rule(true, 'p', (1, 1), "rwm"), rule(true, 'b', (8, 0), "")];
         assert_eq!(effective(&nothing).unwrap(), DEFAULTS);
         let open = [rule(false, 'b', (8, 0), "")];

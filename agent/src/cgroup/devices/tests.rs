@@ -9,7 +9,7 @@ use oci_spec::runtime::LinuxDeviceType;
 
 use super::rule::{Device, Kind};
 use super::*;
-use crate::cgroup::tests::{path, root_of, soon, split, unified};
+use crate::cgroup::tests::{empties, path, root_of, split, unified};
 use crate::cgroup::{Join, Version};
 
 /// Both versions, of a guest whose own device is `/dev/zero`.
@@ -77,7 +77,7 @@ const MAKE: &str =
     "cd $(mktemp -d) && for n in 3 5 7; do mknod n$n c 1 $n && echo $n; done; rm -r $PWD";
 
 fn remove(group: &Cgroup) {
-    assert!(group.wait_empty(soon()).unwrap());
+    assert!(empties(group));
     assert!(group.try_remove().unwrap());
 }
 

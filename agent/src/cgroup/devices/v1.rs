@@ -9,6 +9,7 @@
 //! the usual case, any block device's node but the guest's, is said driver by
 //! driver.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::guest::Guest;
@@ -171,7 +172,7 @@ struct Row {
     major: Number,
     /// What is granted to minor numbers that no rule names here.
     rest: u8,
-    /// What is granted to those that a rule names.
+    /// What is granted to those that a rule names; sorted.
     cells: Vec<(u32, u8)>,
 }
 
@@ -181,8 +182,8 @@ impl Row {
     }
 
     fn of(&self, minor: u32) -> u8 {
-        let cell = self.cells.iter().find(|(m, _)| *m == minor);
-        cell.map_or(self.rest, |(_, access)| *access)
+        let found = self.cells.binary_search_by_key(&minor, |(m, _)| *m);
+        found.map_or(self.rest, |at| self.cells[at].1)
     }
 }
 
@@ -247,8 +248,12 @@ impl Grid {
         let everywhere = self.in_all();
         list.exact &= everywhere == self.rest();
         list.push(self.kind, (None, None), everywhere);
-        for &minor in &self.columns {
-            let column = self.in_column(minor);
+        let columns = self
+            .columns
+            .iter()
+            .map(|&minor| (minor, self.in_column(minor)));
+        let columns: BTreeMap<_, _> = columns.collect();
+        for (&minor, &column) in &columns {
             list.exact &= self.rows.first().is_none_or(|row| row.of(minor) == column);
             if column != everywhere {
                 list.push(self.kind, (None, Some(minor)), column);
@@ -261,7 +266,7 @@ impl Grid {
                 list.push(self.kind, (row.major, None), all);
             }
             for &(minor, access) in &row.cells {
-                let by_column = self.columns.contains(&minor) && self.in_column(minor) == access;
+                let by_column = columns.get(&minor) == Some(&access);
                 if access != all && access != everywhere && !by_column {
                     list.push(self.kind, (row.major, Some(minor)), access);
                 }

@@ -32,9 +32,15 @@ pub fn mount(root: BorrowedFd<'_>, plan: &MountPlan) -> Result<(), StepError> {
     let tmpfs = new_file_system("tmpfs", "tmpfs", &parameters)?;
     let target = within::directory(root, &plan.destination).naming(|| "directory".into())?;
     attach_tree(&tmpfs, &target).naming(|| "attach".into())?;
-    let text = std::fs::read_to_string("/proc/self/cgroup");
-    for own in parse(&text.naming(|| "/proc/self/cgroup".into())?) {
-        let Some(tree) = tree(&own)? else { continue };
+    let groups = |file: &str| {
+        let text = std::fs::read_to_string(file).naming(|| file.into())?;
+        Ok(parse(&text))
+    };
+    let init = groups("/proc/1/cgroup")?;
+    for own in groups("/proc/self/cgroup")? {
+        let Some(tree) = tree(&own, &init)? else {
+            continue;
+        };
         let place = place(&tmpfs, &own.name).naming(|| own.name.clone())?;
         // A systemd inside needs to write to its own hierarchy, whatever the
         // others are.
@@ -60,11 +66,14 @@ pub fn mount(root: BorrowedFd<'_>, plan: &MountPlan) -> Result<(), StepError> {
 }
 
 /// The process's part of a hierarchy, detached; `None` if the guest has it
-/// mounted nowhere.
-fn tree(own: &Own) -> Result<Option<OwnedFd>, StepError> {
+/// mounted nowhere, or the container has no part of it.
+fn tree(own: &Own, init: &[Own]) -> Result<Option<OwnedFd>, StepError> {
     // In a cgroup namespace its own part is all there is: a new mount shows
     // just that, while the guest's would show everything.
     if own.path == "/" {
+        if !is_apart(own, init) {
+            return Ok(None);
+        }
         let parameters: Vec<_> = if own.named {
             let name = ("name".to_owned(), Some(own.name.clone()));
             vec![("none".to_owned(), None), name]
@@ -79,6 +88,15 @@ fn tree(own: &Own) -> Result<Option<OwnedFd>, StepError> {
         Ok(place) => clone_tree(&place, false).naming(|| source).map(Some),
         Err(_) => Ok(None),
     }
+}
+
+/// Whether a process that sees itself at the top of a hierarchy is not at its
+/// root, as it is in one that nobody joined, such as another container has
+/// made. The guest's first process lies outside of its part then.
+fn is_apart(own: &Own, init: &[Own]) -> bool {
+    let same = |other: &&Own| (&other.name, other.named) == (&own.name, own.named);
+    let init = init.iter().find(same);
+    init.is_some_and(|init| init.path.starts_with("/.."))
 }
 
 fn place(tmpfs: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
@@ -119,5 +137,14 @@ mod tests {
             own("cpu,cpuacct", false, "/a:b"),
         ];
         assert_eq!(parse(text), wanted);
+    }
+
+    #[test]
+    fn the_top_is_a_part_only_if_the_first_process_is_outside() {
+        let own = parse("2:pids:/\n3:name=made:/\n");
+        let apart = |init: &str| [0, 1].map(|i| is_apart(&own[i], &parse(init)));
+        assert_eq!(apart("2:pids:/../..\n3:name=made:/\n"), [true, false]);
+        assert_eq!(apart("2:pids:/\n3:name=made:/init.scope\n"), [false, false]);
+        assert_eq!(apart("3:made:/..\n"), [false, false]);
     }
 }

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
@@ -75,7 +75,7 @@ fn run_all(child: &mut Child, hooks: &[Hook], status: &str) -> Result<(), StepEr
     let pid = Some(std::process::id() as i32);
     let state = json::state(members.map_or("", |m| m), status, pid);
     for hook in hooks {
-        let end = run(hook, &state);
+        let end = run(hook, &state, None);
         if let Some(failure) = end.failure {
             let what = format!("hook '{}' {failure}{}", hook.path, quoted(&end.output));
             return Err(StepError::new(what, Errno::ECANCELED));
@@ -112,16 +112,17 @@ pub fn run_for_agent(mut control: UnixStream) -> ! {
     let _ = setsid();
     // The launcher's own working directory is the floor of containers.
     let _ = nix::unistd::chdir("/");
-    let end = run(&order.hook, &order.state);
+    let end = run(&order.hook, &order.state, Some(control.as_fd()));
     // If nobody listens any more, there is nobody to tell.
     let _ = write_frame(&mut control, &end, &[]);
     std::process::exit(0)
 }
 
-/// Runs a hook to its end, or until its time is up.
-fn run(hook: &Hook, state: &str) -> HookEnd {
+/// Runs a hook to its end, until its time is up, or until the agent has closed
+/// its end of the socket `agent`: then nobody wants it any more.
+fn run(hook: &Hook, state: &str, agent: Option<BorrowedFd<'_>>) -> HookEnd {
     let mut output = Output::default();
-    let failure = match try_run(hook, state, &mut output) {
+    let failure = match try_run(hook, state, agent, &mut output) {
         Ok(status) if status.success() => None,
         Ok(status) => Some(match status.code() {
             Some(code) => format!("ended with status {code}"),
@@ -138,13 +139,21 @@ fn run(hook: &Hook, state: &str) -> HookEnd {
     }
 }
 
-fn try_run(hook: &Hook, state: &str, output: &mut Output) -> io::Result<ExitStatus> {
+fn try_run(
+    hook: &Hook,
+    state: &str,
+    agent: Option<BorrowedFd<'_>>,
+    output: &mut Output,
+) -> io::Result<ExitStatus> {
     let deadline = Instant::now().checked_add(Duration::from_secs(hook.timeout.into()));
     let (mut running, pipes) = start(hook)?;
-    let ended = converse(&mut running, pipes, state.as_bytes(), output, deadline);
+    let input = state.as_bytes();
+    let ended = converse(&mut running, pipes, input, output, deadline, agent);
     if ended.is_err() {
         // Its own process group: what it has started goes, too.
         let _ = killpg(Pid::from_raw(running.id() as i32), Signal::SIGKILL);
+        // It may have left its group.
+        let _ = running.kill();
     }
     let status = running.wait()?;
     ended.map(|()| status)
@@ -197,6 +206,7 @@ fn converse(
     mut input: &[u8],
     output: &mut Output,
     deadline: Option<Instant>,
+    agent: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
     let pid = rustix::process::Pid::from_child(running);
     // A container's own filter may not allow it; then the end is looked for.
@@ -211,7 +221,7 @@ fn converse(
         let timeout = pidfd
             .as_ref()
             .map_or(PollTimeout::from(LOOK).min(timeout), |_| timeout);
-        wait_for_any(pidfd.as_ref(), &pipes, timeout)?;
+        let forsaken = wait_for_any(pidfd.as_ref(), &pipes, agent, timeout)?;
         let exited = running.try_wait()?.is_some();
         let rounds = if exited { MAX_LAST_READS } else { 1 };
         for _ in 0..rounds {
@@ -222,20 +232,36 @@ fn converse(
         if exited {
             return Ok(());
         }
+        if forsaken {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         feed(&mut pipes.stdin, &mut input);
     }
 }
 
-fn wait_for_any(pidfd: Option<&OwnedFd>, pipes: &Pipes, timeout: PollTimeout) -> io::Result<()> {
+/// True when the agent has gone.
+fn wait_for_any(
+    pidfd: Option<&OwnedFd>,
+    pipes: &Pipes,
+    agent: Option<BorrowedFd<'_>>,
+    timeout: PollTimeout,
+) -> io::Result<bool> {
     let watch = |fd, flags| PollFd::new(fd, flags);
     let exit = pidfd.map(|fd| watch(fd.as_fd(), PollFlags::POLLIN));
     let output = pipes.output.as_ref();
     let output = output.map(|file| watch(file.as_fd(), PollFlags::POLLIN));
     let stdin = pipes.stdin.as_ref();
     let stdin = stdin.map(|file| watch(file.as_fd(), PollFlags::POLLOUT));
-    let mut fds: Vec<_> = exit.into_iter().chain(output).chain(stdin).collect();
+    // Its end is reported unasked, and nothing else is of interest.
+    let end = agent.map(|fd| watch(fd, PollFlags::empty()));
+    let others = exit.into_iter().chain(output).chain(stdin);
+    let mut fds: Vec<_> = end.into_iter().chain(others).collect();
     match poll(&mut fds, timeout) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Ok(_) => {
+            let said = agent.and(fds.first()).and_then(PollFd::revents);
+            Ok(said.is_some_and(|said| said.contains(PollFlags::POLLHUP)))
+        }
+        Err(Errno::EINTR) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
 }
@@ -256,7 +282,8 @@ fn time_left(deadline: Option<Instant>) -> Option<PollTimeout> {
         return Some(PollTimeout::NONE);
     };
     let left = deadline.checked_duration_since(Instant::now())?;
-    let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX - 1) + 1;
+    let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+    let millis = millis.saturating_add(1);
     PollTimeout::try_from(millis).ok()
 }
 
@@ -293,6 +320,10 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn run(hook: &Hook, state: &str) -> HookEnd {
+        super::run(hook, state, None)
+    }
 
     fn shell(script: &str, timeout: u32) -> Hook {
         Hook {
@@ -352,12 +383,46 @@ mod tests {
         let end = run(&shell(script, 1), "");
         assert_eq!(end.failure.as_deref(), Some("was killed after 1 s"));
         let child: i32 = end.output.parse().unwrap();
-        let gone = |pid: i32| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.is_empty() || stat.contains(") Z ")
-        };
-        while !gone(child) {
+        while !is_gone(child) {
             std::thread::yield_now();
+        }
+    }
+
+    fn is_gone(pid: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    }
+
+    /// It goes into a group of its child's: its own one is empty then.
+    #[test]
+    fn bug_time_is_limited_for_a_hook_that_leaves_its_group() {
+        let script = "$| = 1; my $c = fork; if (!$c) { sleep 1000 }
+            print $c; setpgrp($c, $c); setpgrp(0, $c) or die; sleep 1000";
+        let perl = Hook {
+            path: "/usr/bin/perl".to_owned(),
+            args: ["perl", "-e", script].map(str::to_owned).to_vec(),
+            env: Vec::new(),
+            timeout: 1,
+        };
+        let end = run(&perl, "");
+        assert_eq!(end.failure.as_deref(), Some("was killed after 1 s"));
+        let child = Pid::from_raw(end.output.parse().unwrap());
+        nix::sys::signal::kill(child, Signal::SIGKILL).unwrap();
+    }
+
+    #[test]
+    fn bug_a_hook_ends_with_the_agents_interest() {
+        let (agent, ours) = UnixStream::pair().unwrap();
+        let listener = std::thread::spawn(move || {
+            let hook = shell("echo $$; exec sleep 1000", 20);
+            super::run(&hook, "", Some(ours.as_fd()))
+        });
+        drop(agent);
+        let end = listener.join().unwrap();
+        let failure = end.failure.unwrap();
+        assert!(failure.contains("connection aborted"), "{failure}");
+        if let Ok(pid) = end.output.parse() {
+            assert!(is_gone(pid));
         }
     }
 

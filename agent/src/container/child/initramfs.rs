@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chroot, fchdir};
 
 use super::root::attach_tree;
@@ -28,6 +28,16 @@ pub fn leave(root: &OwnedFd, floor: Option<OwnedFd>) -> Result<(), StepError> {
     }
     attach_tree(root, &top).naming(|| "move of the new root".into())?;
     for path in others {
+        // What is shared with the guest would be unmounted there as well.
+        // Whatever hinders this, umount2(2) meets and judges.
+        let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+        let _ = mount(
+            None::<&str>,
+            path.as_str(),
+            None::<&str>,
+            slave,
+            None::<&str>,
+        );
         match umount2(
             path.as_str(),
             MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,

@@ -101,6 +101,8 @@ pub(crate) struct Child {
     root: Option<OwnedFd>,
     /// See [`floor`].
     floor: Option<OwnedFd>,
+    /// Made before a user namespace was joined, which may not mount it.
+    proc: Option<OwnedFd>,
 }
 
 impl Child {
@@ -307,6 +309,7 @@ fn take_apart(plan: ChildPlan, fds: Vec<OwnedFd>, control: UnixStream) -> Option
         label: None,
         root: None,
         floor: None,
+        proc: None,
     })
 }
 

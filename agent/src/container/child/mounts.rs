@@ -13,20 +13,22 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
 };
 
+use super::masks::is_procfs;
 use super::root::{attach_tree, clone_tree};
 use super::{Child, Naming, StepError, cgroup_v1, within};
 use crate::cgroup::{Cgroups, Version};
 use crate::container::plan::mount::attr;
-use crate::container::plan::{MountPlan, MountSource};
+use crate::container::plan::{MountPlan, MountSource, RootPlan};
 use crate::launch::clone::{MountAttr, mount_setattr};
 
 /// All mounts of the plan, in order.
 pub fn mount_all(child: &mut Child) -> Result<(), StepError> {
+    let mut proc = child.proc.take();
     let (Some(plan), Some(root)) = (child.root_plan(), &child.root) else {
         return Ok(());
     };
     for mount in &plan.mounts {
-        mount_one(root.as_fd(), mount).map_err(|mut error| {
+        mount_one(root.as_fd(), mount, &mut proc).map_err(|mut error| {
             error.object = format!("'{}' at '{}'", error.object, mount.destination);
             error
         })?;
@@ -34,7 +36,24 @@ pub fn mount_all(child: &mut Child) -> Result<(), StepError> {
     Ok(())
 }
 
-fn mount_one(root: BorrowedFd<'_>, plan: &MountPlan) -> Result<(), StepError> {
+/// A procfs for a process that will not be allowed to mount one: with the
+/// options of the first that is wanted. Whoever needs none goes without.
+pub(super) fn proc_ahead(plan: &RootPlan) -> Option<OwnedFd> {
+    let parameters = plan.mounts.iter().find_map(|mount| match &mount.source {
+        MountSource::FileSystem {
+            fstype, parameters, ..
+        } if fstype == "proc" => Some(parameters),
+        _ => None,
+    })?;
+    // What is wrong with the options is said when they are used again.
+    new_file_system("proc", "proc", parameters).ok()
+}
+
+fn mount_one(
+    root: BorrowedFd<'_>,
+    plan: &MountPlan,
+    proc: &mut Option<OwnedFd>,
+) -> Result<(), StepError> {
     match &plan.source {
         MountSource::Bind { path, recursive } => bind(root, plan, path, *recursive),
         MountSource::FileSystem {
@@ -46,6 +65,11 @@ fn mount_one(root: BorrowedFd<'_>, plan: &MountPlan) -> Result<(), StepError> {
             // A user namespace may mount sysfs for a network namespace of its
             // own only: with the guest's network it gets to see the guest's.
             Err(error) if fstype == "sysfs" && error.is(Errno::EPERM) => guest_sysfs(root, plan),
+            // Nor procfs, if its pid namespace belongs to the guest's.
+            Err(error) if fstype == "proc" && error.is(Errno::EPERM) => match proc.take() {
+                Some(tree) => attach_at(root, plan, &tree, true),
+                None => Err(error),
+            },
             Err(error) => Err(error),
         },
         MountSource::Cgroup => match Cgroups::detect().version() {
@@ -111,8 +135,29 @@ fn bind(
         within::file(root, &plan.destination)
     };
     let target = target.naming(|| source.into())?;
+    spare_proc(root, plan, &target)?;
     set_attributes(plan, &tree).naming(|| source.into())?;
     attach_tree(&tree, &target).naming(|| source.into())
+}
+
+/// Refuses a place in the container's procfs that the plan could not see, for a
+/// symlink of the image leads there: masks and read-only paths would not find
+/// what they are for.
+fn spare_proc(root: BorrowedFd<'_>, plan: &MountPlan, target: &OwnedFd) -> Result<(), StepError> {
+    let planned = plan.destination == "/proc" || plan.destination.starts_with("/proc/");
+    let naming = || plan.destination.clone();
+    if planned || !is_procfs(target).naming(naming)? {
+        return Ok(());
+    }
+    // Another one, such as the guest's for a monitor, is like any directory.
+    let Ok(own) = within::find(root, "/proc") else {
+        return Ok(());
+    };
+    let (own, place) = (fstat(&own).naming(naming)?, fstat(target).naming(naming)?);
+    if own.st_dev == place.st_dev {
+        return Err(StepError::request("symlink into /proc", Errno::EXDEV));
+    }
+    Ok(())
 }
 
 fn is_directory(fd: &OwnedFd) -> io::Result<bool> {
@@ -192,6 +237,9 @@ fn attach_at(
         within::directory(root, &plan.destination)
     };
     let target = target.map_err(|error| StepError::request("directory", error))?;
+    if !no_symlinks {
+        spare_proc(root, plan, &target)?;
+    }
     set_attributes(plan, tree).naming(|| "attributes".into())?;
     attach_tree(tree, &target).naming(|| "attach".into())
 }
@@ -240,5 +288,30 @@ mod tests {
         assert_eq!(split("/a:/b"), ["/a", "/b"]);
         assert_eq!(split(r"/a\:b:/c\\d"), ["/a:b", r"/c\d"]);
         assert_eq!(split("/a"), ["/a"]);
+    }
+
+    /// An image with `/data -> /proc/sys`, and a volume at `/data`.
+    #[test]
+    fn nothing_is_mounted_on_procfs_through_a_symlink() {
+        let root = within::in_guest("/").unwrap();
+        let spare = |destination: &str, target: &str| {
+            let plan = MountPlan {
+                destination: destination.to_owned(),
+                source: MountSource::Cgroup,
+                set: 0,
+                clear: 0,
+                set_recursive: 0,
+                clear_recursive: 0,
+                propagation: Vec::new(),
+            };
+            spare_proc(root.as_fd(), &plan, &within::in_guest(target).unwrap())
+        };
+        for through in ["/data", "/procdata"] {
+            let error = spare(through, "/proc/sys").unwrap_err();
+            assert!(error.is(Errno::EXDEV) && error.bad_request);
+        }
+        spare("/data", "/").unwrap();
+        // The plan has judged this one.
+        spare("/proc/meminfo", "/proc/meminfo").unwrap();
     }
 }

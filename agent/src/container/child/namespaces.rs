@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use nix::sched::{CloneFlags, setns, unshare as unshare_now};
 use nix::unistd::{Gid, Uid, setgroups, sethostname, setresgid, setresuid};
 
-use super::{Child, Naming, StepError};
+use super::{Child, Naming, StepError, mounts};
 use crate::container::plan::Namespace;
 use crate::launch::message::Report;
 
@@ -34,12 +34,16 @@ fn root_inside() -> Result<(), StepError> {
 /// Joins in the order of the plan, that of [`Namespace::ALL`]. Nothing is
 /// looked up by path on the way.
 pub fn join(child: &mut Child) -> Result<(), StepError> {
-    for &kind in &child.plan.joins {
+    for kind in child.plan.joins.clone() {
         let Some(namespace) = child.joins.pop_front() else {
             break;
         };
         // Pid was entered by the clone; it is in the list for nobody.
         let flag = CloneFlags::from_bits_truncate(kind.flag() as i32);
+        if kind == Namespace::User {
+            // The pid namespace was made at the clone and is the guest's.
+            child.proc = child.root_plan().and_then(mounts::proc_ahead);
+        }
         setns(namespace.as_fd(), flag).naming(|| format!("{} namespace", kind.file()))?;
         if kind == Namespace::User {
             root_inside()?;

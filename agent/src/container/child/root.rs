@@ -117,10 +117,19 @@ pub fn pivot(child: &mut Child) -> Result<(), StepError> {
         return Ok(());
     };
     fchdir(&root).naming(|| "new root".into())?;
+    let guest = within::in_guest("/").naming(|| "guest's root".into())?;
+    let slave = MountAttr {
+        propagation: MsFlags::MS_SLAVE.bits(),
+        ..MountAttr::default()
+    };
     // The old root is stacked below the new one and taken off from there: no
     // directory for it is needed in the container.
     match pivot_root(".", ".") {
-        Ok(()) => umount2(".", MntFlags::MNT_DETACH).naming(|| "guest's root".into())?,
+        Ok(()) => {
+            // What is shared with the guest would be unmounted there as well.
+            mount_setattr(guest.as_fd(), &slave, true).naming(|| "guest's root".into())?;
+            umount2(".", MntFlags::MNT_DETACH).naming(|| "guest's root".into())?;
+        }
         Err(Errno::EINVAL) => initramfs::leave(&root, child.floor.take())?,
         Err(errno) => return Err(StepError::new("pivot_root", errno)),
     }

@@ -10,6 +10,10 @@ use super::PlanError;
 /// may have 255 bytes, and suffixes are appended.
 const MAX_ID: usize = 200;
 
+/// Directories of the guest's own, where a container's bundle would be: files
+/// and mounts of the host, and of the sandbox.
+const TAKEN: [&str; 2] = ["shared", "sandbox"];
+
 /// A container id: alphanumeric first, then alphanumeric or `.`, `-`, `_`; at
 /// least two characters (protocol 3.2, step 2).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,6 +38,9 @@ impl ContainerId {
         }
         if !chars.all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_')) {
             return fail("only letters, digits, '.', '-' and '_' are allowed");
+        }
+        if TAKEN.contains(&id) {
+            return fail("is the name of a directory of the guest's own");
         }
         Ok(Self(id.to_owned()))
     }
@@ -114,6 +121,15 @@ mod tests {
             &"f".repeat(201),
         ] {
             assert!(ContainerId::parse(id).is_err(), "{id:?} was taken");
+        }
+    }
+
+    /// What undoes a creation would remove every container's files.
+    #[test]
+    fn bug_the_guests_own_directories_are_no_containers() {
+        for id in TAKEN {
+            assert!(ContainerId::parse(id).is_err(), "{id:?} was taken");
+            assert!(ContainerId::parse(&format!("{id}1")).is_ok());
         }
     }
 
