@@ -193,10 +193,19 @@ fn streams_end_with_whoever_goes_first() {
         assert_eq!(read_all(stdout).await, b"abc");
         assert_eq!(read.wait().await, 0);
         assert_eq!(read_all(stdin).await, b"");
-        // The host goes: the process finds its pipe closed.
-        let (stdout, port) = host.open().await;
-        let yes = ports(c.exec(&["yes"]), [0, port, 0]).start().await;
+        // The host goes: the process finds its pipe closed. It writes only then, since the tests' vsock device keeps from the guest
+        // that a connection with unread output was closed.
+        let (mut stdin, stdin_port) = host.open().await;
+        let (stdout, stdout_port) = host.open().await;
+        let late = ["sh", "-c", "head -c 1 > /dev/null; exec yes"];
+        let yes = ports(c.exec(&late), [stdin_port, stdout_port, 0])
+            .start()
+            .await;
         drop(stdout);
+        stdin
+            .write_all(b"x")
+            .await
+            .expect("standard input is taken");
         assert_ne!(yes.wait().await, 0);
         // CloseStdin ends the input, whatever the host still has to say.
         let (stdin, stdin_port) = host.open().await;
