@@ -77,7 +77,9 @@ pub struct Apt {
 }
 
 impl Apt {
-    /// The client whose lists know one of `packages` (the first known one is returned): the host's lists, else our own.
+    /// The client whose lists know the best of `packages`, and that package; they are given best first. The host's lists are
+    /// taken where they know the first of them. Else lists of our own are asked too: the host's may be older than the best package,
+    /// and must not make a lesser one of it. Where ours cannot be fetched, what the host knows has to do.
     pub fn knowing(
         packages: &[String],
         arch: Arch,
@@ -89,13 +91,19 @@ impl Apt {
             arch,
             options: Vec::new(),
         };
-        if let Some(package) = host.first_known(packages)? {
-            return Ok((host, package));
+        let known = host.first_known(packages)?;
+        if let Some(package) = &known
+            && packages.first() == Some(&package.name)
+        {
+            return Ok((host, package.clone()));
         }
-        let own = Apt::with_own_lists(arch, cache, progress)?;
-        match own.first_known(packages)? {
-            Some(package) => Ok((own, package)),
-            None => Err(AptError::Unknown {
+        let own = Apt::with_own_lists(arch, cache, progress)
+            .and_then(|own| Ok(own.first_known(packages)?.map(|package| (own, package))));
+        match (own, known) {
+            (Ok(Some(found)), _) => Ok(found),
+            (_, Some(package)) => Ok((host, package)),
+            (Err(error), None) => Err(error),
+            (Ok(None), None) => Err(AptError::Unknown {
                 packages: packages.join(", "),
                 arch,
             }),

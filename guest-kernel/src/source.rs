@@ -70,6 +70,8 @@ pub fn tree(
     progress: &dyn Progress,
 ) -> Result<SourceTree, SourceError> {
     let recipe = Key::of("linux")
+        // Earlier choices may be of lists that were too old to know the best package.
+        .field("chosen", "best of all lists")
         .field("packages", SOURCE_PACKAGES.join(" "))
         .finish();
     let found = if refresh {
