@@ -3,6 +3,8 @@
 //! section 8). A bad value is logged and its default kept: no word on the
 //! kernel command line can keep the VM from starting.
 
+use std::time::Duration;
+
 use init::cmdline::CommandLine;
 use log::LevelFilter;
 
@@ -19,6 +21,18 @@ pub struct Config {
     pub passfd_port: Option<u32>,
     /// `agent.container_pipe_size`: bytes of the output pipes; 0 = the kernel's default.
     pub container_pipe_size: u32,
+    /// `agent.hotplug_timeout`: how long a device may take to appear.
+    pub hotplug_timeout: Duration,
+    /// `agent.cdi_timeout`: how long the description of a CDI device may.
+    pub cdi_timeout: Duration,
+    /// `agent.visible_cdi_devices`: containers may ask for CDI devices by `VISIBLE_CDI_DEVICES`.
+    pub visible_cdi_devices: bool,
+    /// `agent.cdh_api_timeout`: how long the confidential-data-hub may take to answer.
+    pub cdh_api_timeout: Duration,
+    /// `agent.image_pull_timeout`: how long it may take to pull an image.
+    pub image_pull_timeout: Duration,
+    /// `agent.secure_storage_integrity`: encrypted volumes are also protected against changes.
+    pub secure_storage_integrity: bool,
 }
 
 impl Default for Config {
@@ -29,6 +43,12 @@ impl Default for Config {
             log_port: None,
             passfd_port: None,
             container_pipe_size: 0,
+            hotplug_timeout: Duration::from_secs(3),
+            cdi_timeout: Duration::from_secs(100),
+            visible_cdi_devices: false,
+            cdh_api_timeout: Duration::from_secs(50),
+            image_pull_timeout: Duration::from_secs(1200),
+            secure_storage_integrity: true,
         }
     }
 }
@@ -87,6 +107,12 @@ impl Config {
                 self.container_pipe_size =
                     value.parse().ok().filter(|&size| size <= i32::MAX as u32)?;
             }
+            "agent.hotplug_timeout" => self.hotplug_timeout = seconds(value)?,
+            "agent.cdi_timeout" => self.cdi_timeout = seconds(value)?,
+            "agent.visible_cdi_devices" => self.visible_cdi_devices = truth(value),
+            "agent.cdh_api_timeout" => self.cdh_api_timeout = seconds(value)?,
+            "agent.image_pull_timeout" => self.image_pull_timeout = seconds(value)?,
+            "agent.secure_storage_integrity" => self.secure_storage_integrity = truth(value),
             _ => {}
         }
         Some(())
@@ -95,6 +121,20 @@ impl Config {
 
 fn port(value: &str) -> Option<u32> {
     value.parse().ok().filter(|&port| port > 0)
+}
+
+/// At least one second, and at most a day, which no device takes.
+fn seconds(value: &str) -> Option<Duration> {
+    let seconds = value
+        .parse()
+        .ok()
+        .filter(|seconds| (1..=86_400).contains(seconds))?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// `true`, or a number other than zero.
+fn truth(value: &str) -> bool {
+    value == "true" || value.parse::<i64>().is_ok_and(|number| number != 0)
 }
 
 /// Kata's level words; `critical` and its synonyms are more than `log` has.
@@ -127,6 +167,17 @@ mod tests {
         assert_eq!(config.passfd_port, Some(1027));
         assert_eq!(config.container_pipe_size, 4096);
         assert!(complaints.is_empty());
+    }
+
+    #[test]
+    fn time_limits_and_switches() {
+        let (config, complaints) = read(
+            "agent.hotplug_timeout=7 agent.cdi_timeout=0 agent.image_pull_timeout=x agent.visible_cdi_devices=1 agent.secure_storage_integrity=no",
+        );
+        assert_eq!(config.hotplug_timeout, Duration::from_secs(7));
+        assert_eq!(config.cdi_timeout, Duration::from_secs(100));
+        assert!(config.visible_cdi_devices && !config.secure_storage_integrity);
+        assert_eq!(complaints.len(), 2);
     }
 
     #[test]

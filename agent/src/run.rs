@@ -8,11 +8,13 @@ use std::time::Duration;
 use init::Boot;
 use init::cmdline::CommandLine;
 use init::reaper::Reaper;
+use init::uevent::UeventSocket;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use crate::children::Children;
 use crate::config::Config;
+use crate::device::Devices;
 use crate::observe::log as logging;
 use crate::rpc::gate::Booted;
 use crate::rpc::{self, status};
@@ -130,7 +132,12 @@ async fn serve(config: &Config, socket: Socket, boot: Option<Boot>) {
         logging::enable_queue();
         tokio::spawn(serve_log(port));
     }
-    let sandbox = Sandbox::new(config, children);
+    let devices = Devices::new(config.hotplug_timeout);
+    match UeventSocket::open() {
+        Ok(events) => drop(tokio::spawn(devices.clone().follow(events))),
+        Err(error) => log::error!("New devices go unnoticed: {}", status::chain(&error)),
+    }
+    let sandbox = Sandbox::new(config, children, devices);
     if let Some(port) = config.passfd_port {
         tokio::spawn(serve_streams(sandbox.clone(), port));
     }

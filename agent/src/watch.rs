@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use init::reaper::Reaper;
+use init::uevent::UeventSocket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -19,6 +20,7 @@ mod sealed {
     pub trait Sealed {}
     impl Sealed for super::OwnedFd {}
     impl Sealed for super::Reaper {}
+    impl Sealed for super::UeventSocket {}
 }
 
 /// Registers a descriptor with the running event loop, for reading and writing.

@@ -1,6 +1,91 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Finding the guest's devices. Owns the addresses hosts use and the look into
-//! sysfs; never creates nodes and, so far, never waits: a device that the host
-//! plugs in while the request is under way is not waited for yet.
+//! Finding the guest's devices (protocol section 6). Owns the addresses hosts
+//! use, the look into sysfs, and the one way to wait for a device that is still
+//! being plugged in: subscribe, look, wait for the kernel's word, look again.
+//! Never creates nodes, and never waits on a thread.
 
+mod disk;
+mod error;
 pub mod pci;
+pub mod scsi;
+mod wait;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+pub use disk::{BlockDevice, DiskAddress};
+pub use error::DeviceError;
+
+use pci::{PciPath, SYSFS};
+
+/// Where the kernel makes the nodes of devices.
+const DEV: &str = "/dev";
+
+/// The devices of the guest. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Devices(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    sysfs: PathBuf,
+    dev: PathBuf,
+    /// How long a device may take to appear (`agent.hotplug_timeout`).
+    patience: Duration,
+    /// Counts the kernel's messages about devices, several that come together as one.
+    news: watch::Sender<u64>,
+}
+
+impl Devices {
+    /// The guest's devices; what is not there yet is waited for so long. Nothing
+    /// is heard of new ones until [`Devices::follow`] runs.
+    #[must_use]
+    pub fn new(patience: Duration) -> Self {
+        Self::at(Path::new(SYSFS), Path::new(DEV), patience)
+    }
+
+    /// As [`Devices::new`], with sysfs and the device nodes elsewhere.
+    #[must_use]
+    pub fn at(sysfs: &Path, dev: &Path, patience: Duration) -> Self {
+        Self(Arc::new(Inner {
+            sysfs: sysfs.to_owned(),
+            dev: dev.to_owned(),
+            patience,
+            news: watch::Sender::new(0),
+        }))
+    }
+
+    /// Where sysfs is mounted.
+    #[must_use]
+    pub fn sysfs(&self) -> &Path {
+        &self.0.sysfs
+    }
+
+    /// A disk, by whichever address the host gave it. What is there already is
+    /// found at once.
+    ///
+    /// # Errors
+    /// [`DeviceError::Late`] when it does not appear in time;
+    /// [`DeviceError::NotBlock`] for a node that is something else.
+    pub async fn disk(&self, address: &DiskAddress) -> Result<BlockDevice, DeviceError> {
+        let look = || disk::look(self.sysfs(), &self.0.dev, address);
+        self.appearing(address, address.bus(), look).await
+    }
+
+    /// The sysfs directory of a PCI device, whatever it is.
+    ///
+    /// # Errors
+    /// [`DeviceError::Late`] when it does not appear in time.
+    pub async fn pci(&self, path: &PciPath) -> Result<PathBuf, DeviceError> {
+        let look = || Ok(path.resolve_at(self.sysfs())?);
+        self.appearing(path, wait::Bus::Pci, look).await
+    }
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        Self::new(crate::config::Config::default().hotplug_timeout)
+    }
+}

@@ -19,6 +19,7 @@ use crate::children::Children;
 use crate::config::Config;
 use crate::container::plan::{ContainerId, ContainerPlan, Hooks};
 use crate::container::{Container, ContainerError, Engine, Process, Shared, bundle, hooks};
+use crate::device::Devices;
 use crate::pool::at_host_pace;
 use crate::rpc::status::chain;
 use crate::stdio::Arrivals;
@@ -139,9 +140,9 @@ pub struct Sandbox {
 impl Sandbox {
     /// An empty sandbox.
     #[must_use]
-    pub fn new(config: &Config, children: Children) -> Arc<Self> {
+    pub fn new(config: &Config, children: Children, devices: Devices) -> Arc<Self> {
         let engine = Engine::new(children, config.container_pipe_size);
-        let (storages, registry) = (Storages::new(), Mutex::default());
+        let (storages, registry) = (Storages::new(devices), Mutex::default());
         Arc::new(Self {
             engine,
             storages,

@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 use nix::mount::MsFlags;
 
 use super::mount::MountSpec;
-use super::plan::{Action, Claim};
+use super::plan::{Action, Claim, Ready};
 use super::undo::Undo;
 use super::{Driver, Environment, StorageError};
 
@@ -40,7 +40,13 @@ impl Driver for Bind {
 struct Bound(MountSpec);
 
 impl Action for Bound {
-    fn run(&self, place: &Path, _: &Environment, undo: &mut Undo) -> Result<(), StorageError> {
+    fn run(
+        &self,
+        place: &Path,
+        _: &Ready,
+        _: &Environment,
+        undo: &mut Undo,
+    ) -> Result<(), StorageError> {
         self.0.mount(place, undo)
     }
 }

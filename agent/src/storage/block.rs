@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `blk`: a file system on a virtio disk, named by its PCI path or its node.
-//! The disk must be there already; one that is still being plugged in is
-//! reported as absent.
+//! A disk that is still being plugged in is waited for.
 
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
-use super::mount::{MountSpec, errno};
-use super::plan::{Action, Claim};
+use async_trait::async_trait;
+
+use super::mount::MountSpec;
+use super::plan::{Action, Claim, Ready};
 use super::undo::Undo;
 use super::{Driver, Environment, StorageError};
 use crate::device::pci::PciPath;
+use crate::device::{DeviceError, DiskAddress};
 
 pub(super) struct Block;
 
@@ -31,52 +32,40 @@ impl Driver for Block {
         if spec.options.is_bind() {
             return Err(claim.refuse("options", "bind", "a disk cannot be bound"));
         }
-        let source = Path::new(claim.source());
-        let disk = if source.starts_with("/dev") {
-            if source.components().any(|c| c == Component::ParentDir) {
-                return Err(claim.refuse("source", claim.source(), "it has a .. component"));
-            }
-            Disk::Node(source.to_owned())
+        let disk = if claim.source().starts_with('/') {
+            DiskAddress::node(claim.source())?
         } else {
-            Disk::Pci(PciPath::parse(claim.source())?)
+            DiskAddress::Pci(PciPath::parse(claim.source()).map_err(DeviceError::from)?)
         };
         Ok(Box::new(Volume { disk, spec }))
     }
 }
 
 #[derive(Debug)]
-enum Disk {
-    Node(PathBuf),
-    Pci(PciPath),
-}
-
-#[derive(Debug)]
 struct Volume {
-    disk: Disk,
+    disk: DiskAddress,
     spec: MountSpec,
 }
 
+#[async_trait]
 impl Action for Volume {
+    async fn prepare(&self, _: &Path, environment: &Environment) -> Result<Ready, StorageError> {
+        let disk = environment.devices.disk(&self.disk).await?;
+        Ok(Ready { disks: vec![disk] })
+    }
+
     fn run(
         &self,
         place: &Path,
-        environment: &Environment,
+        ready: &Ready,
+        _: &Environment,
         undo: &mut Undo,
     ) -> Result<(), StorageError> {
-        let node = match &self.disk {
-            Disk::Node(node) => node.clone(),
-            Disk::Pci(path) => {
-                let name = path.block_device_at(&environment.sysfs)?;
-                Path::new("/dev").join(name)
-            }
-        };
-        let kind = std::fs::metadata(&node).map(|m| m.file_type());
-        let kind = kind.map_err(|e| StorageError::at("find", &node)(errno(&e)))?;
-        if !kind.is_block_device() {
-            return Err(StorageError::NotBlock { path: node });
-        }
         let mut spec = self.spec.clone();
-        spec.source = node.to_string_lossy().into_owned();
+        // There is one for each address that was prepared.
+        if let Some(disk) = ready.disks.first() {
+            spec.source = disk.node.to_string_lossy().into_owned();
+        }
         spec.mount(place, undo)
     }
 }
@@ -98,17 +87,6 @@ mod tests {
         StoragePlan::from_wire(&storage, None)
     }
 
-    fn run(source: &str) -> StorageError {
-        let environment = Environment {
-            sysfs: PathBuf::from("/absent"),
-        };
-        let mut undo = Undo::default();
-        plan(source)
-            .unwrap()
-            .run(&environment, &mut undo)
-            .unwrap_err()
-    }
-
     #[test]
     fn sources_are_checked_at_the_door() {
         for bad in [
@@ -122,19 +100,6 @@ mod tests {
             assert!(plan(bad).unwrap_err().is_bad_input(), "{bad}");
         }
         assert!(plan("/dev/vda").is_ok() && plan("02/01.0").is_ok());
-    }
-
-    #[test]
-    fn only_a_disk_will_do() {
-        assert!(matches!(run("/dev/null"), StorageError::NotBlock { .. }));
-        assert!(matches!(
-            run("/dev/keelson-absent"),
-            StorageError::Path { .. }
-        ));
-        let absent = run("1e/1d");
-        assert!(!absent.is_bad_input());
-        let source = std::error::Error::source(&absent).unwrap();
-        assert!(source.to_string().contains("1e.0/1d.0"), "{source}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, fchown};
 
 use super::mount::{MountSpec, errno};
-use super::plan::{Action, Claim};
+use super::plan::{Action, Claim, Ready};
 use super::undo::{Step, Undo};
 use super::{Driver, Environment, StorageError, open_dir};
 
@@ -73,7 +73,13 @@ struct Tmpfs {
 }
 
 impl Action for Tmpfs {
-    fn run(&self, place: &Path, _: &Environment, undo: &mut Undo) -> Result<(), StorageError> {
+    fn run(
+        &self,
+        place: &Path,
+        _: &Ready,
+        _: &Environment,
+        undo: &mut Undo,
+    ) -> Result<(), StorageError> {
         self.spec.mount(place, undo)?;
         let Some(gid) = self.gid else {
             return Ok(());
@@ -99,10 +105,11 @@ impl Action for Hugepages {
     fn run(
         &self,
         place: &Path,
+        _: &Ready,
         environment: &Environment,
         undo: &mut Undo,
     ) -> Result<(), StorageError> {
-        let dir = environment.sysfs.join(format!(
+        let dir = environment.devices.sysfs().join(format!(
             "kernel/mm/hugepages/hugepages-{}kB",
             self.page_size / 1024
         ));

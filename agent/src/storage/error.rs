@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use crate::device::pci::PciError;
+use crate::device::DeviceError;
 use crate::mount_options::MountOptionError;
 
 /// An error of a storage; `driver` and paths are as the host sent them.
@@ -43,15 +43,9 @@ pub enum StorageError {
         /// What is wrong with them.
         source: MountOptionError,
     },
-    /// A PCI path that cannot be read or has no disk.
+    /// Its disk could not be had.
     #[error("No block device for the storage")]
-    Device(#[from] PciError),
-    /// The source is there but is not a block device.
-    #[error("Invalid device {path}: not a block device")]
-    NotBlock {
-        /// The device node.
-        path: PathBuf,
-    },
+    Device(#[from] DeviceError),
     /// mount(2) failed.
     #[error("Failed to mount {from} ({fstype}) to {to}")]
     Mount {

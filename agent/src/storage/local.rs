@@ -9,7 +9,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, fchown};
 
 use super::mount::make_dir;
-use super::plan::{Action, Claim, octal_mode};
+use super::plan::{Action, Claim, Ready, octal_mode};
 use super::undo::Undo;
 use super::{Driver, Environment, StorageError, open_dir};
 
@@ -49,7 +49,13 @@ struct Directory {
 }
 
 impl Action for Directory {
-    fn run(&self, place: &Path, _: &Environment, undo: &mut Undo) -> Result<(), StorageError> {
+    fn run(
+        &self,
+        place: &Path,
+        _: &Ready,
+        _: &Environment,
+        undo: &mut Undo,
+    ) -> Result<(), StorageError> {
         make_dir(place, undo)?;
         let adapt = || {
             let dir = open_dir(place)?;
@@ -86,7 +92,7 @@ mod tests {
         };
         let plan = StoragePlan::from_wire(&storage, None)?;
         let mut undo = Undo::default();
-        plan.run(&Environment::default(), &mut undo)?;
+        plan.run(&Ready::default(), &Environment::default(), &mut undo)?;
         Ok(undo)
     }
 

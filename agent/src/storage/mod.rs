@@ -21,11 +21,11 @@ mod undo;
 mod virtiofs;
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
-use crate::device::pci::SYSFS;
+use crate::device::Devices;
 pub use error::StorageError;
 pub use plan::StoragePlan;
 use plan::{Action, Claim};
@@ -89,17 +89,9 @@ pub fn drivers() -> impl Iterator<Item = &'static str> {
 }
 
 /// What of the guest the drivers look at.
-#[derive(Debug, Clone)]
-struct Environment {
-    sysfs: PathBuf,
-}
-
-impl Default for Environment {
-    fn default() -> Self {
-        Self {
-            sysfs: PathBuf::from(SYSFS),
-        }
-    }
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Environment {
+    pub devices: Devices,
 }
 
 /// Opens a directory for changing it, without following links.

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::mount::{MountSpec, make_dir};
-use super::plan::{Action, Claim};
+use super::plan::{Action, Claim, Ready};
 use super::undo::Undo;
 use super::{Driver, Environment, StorageError};
 use crate::mount_options::MountOptions;
@@ -59,7 +59,13 @@ struct Layers {
 }
 
 impl Action for Layers {
-    fn run(&self, place: &Path, _: &Environment, undo: &mut Undo) -> Result<(), StorageError> {
+    fn run(
+        &self,
+        place: &Path,
+        _: &Ready,
+        _: &Environment,
+        undo: &mut Undo,
+    ) -> Result<(), StorageError> {
         for directory in &self.directories {
             make_dir(directory, undo)?;
         }

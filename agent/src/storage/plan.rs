@@ -5,6 +5,7 @@
 use std::fmt::Debug;
 use std::path::{Component, Path, PathBuf};
 
+use async_trait::async_trait;
 use protocols::agent::Storage;
 use protocols::types::FSGroupChangePolicy;
 
@@ -12,6 +13,7 @@ use super::fs_group::FsGroup;
 use super::mount::MountSpec;
 use super::undo::Undo;
 use super::{Environment, StorageError, driver};
+use crate::device::BlockDevice;
 use crate::mount_options::MountOptions;
 
 /// Words with this beginning are notes between snapshotters and runtimes; the
@@ -20,13 +22,28 @@ const KATA_WORDS: &str = "io.katacontainers.";
 /// The same for multi-layer file systems.
 const LAYER_WORDS: &str = "X-kata.";
 
+/// What has to be there before a storage can be brought about.
+#[derive(Debug, Default)]
+pub(super) struct Ready {
+    /// The disks it needs, in the driver's own order.
+    pub disks: Vec<BlockDevice>,
+}
+
 /// What a driver does for one storage, checked and ready to be done.
-pub(super) trait Action: Send + Debug {
+#[async_trait]
+pub(super) trait Action: Send + Sync + Debug {
+    /// Waits for what it needs, on the event loop: a device that is still being
+    /// plugged in holds no thread. Changes nothing in the guest.
+    async fn prepare(&self, _: &Path, _: &Environment) -> Result<Ready, StorageError> {
+        Ok(Ready::default())
+    }
+
     /// Brings the storage about at `place`; every effect is recorded in `undo`
     /// as soon as it is there. Blocks.
     fn run(
         &self,
         place: &Path,
+        ready: &Ready,
         environment: &Environment,
         undo: &mut Undo,
     ) -> Result<(), StorageError>;
@@ -66,12 +83,18 @@ impl StoragePlan {
         &self.mount_point
     }
 
+    pub(super) async fn prepare(&self, environment: &Environment) -> Result<Ready, StorageError> {
+        self.action.prepare(&self.mount_point, environment).await
+    }
+
     pub(super) fn run(
         &self,
+        ready: &Ready,
         environment: &Environment,
         undo: &mut Undo,
     ) -> Result<(), StorageError> {
-        self.action.run(&self.mount_point, environment, undo)?;
+        self.action
+            .run(&self.mount_point, ready, environment, undo)?;
         match &self.fs_group {
             Some(fs_group) => fs_group.apply(&self.mount_point),
             None => Ok(()),

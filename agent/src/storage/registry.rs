@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::undo::Undo;
 use super::{Environment, StorageError, StoragePlan};
+use crate::device::Devices;
 use crate::pool::at_host_pace;
 
 /// All storages of the guest. Cheap to clone.
@@ -81,8 +82,12 @@ impl Drop for Lease {
 
 impl Storages {
     /// An empty registry.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(devices: Devices) -> Self {
+        let environment = Environment { devices };
+        Self(Arc::new(Inner {
+            environment,
+            ..Inner::default()
+        }))
     }
 
     /// Brings storages about, in order, for an owner (a container's id), and
@@ -213,9 +218,10 @@ impl Storages {
         let interrupted = StorageError::Interrupted {
             mount_point: plan.mount_point.clone(),
         };
+        let ready = plan.prepare(&inner.environment).await?;
         let work = move || {
             let mut undo = Undo::default();
-            match plan.run(&inner.environment, &mut undo) {
+            match plan.run(&ready, &inner.environment, &mut undo) {
                 Ok(()) => Ok(undo),
                 Err(error) => {
                     log_all(&undo.run());
@@ -273,7 +279,7 @@ fn log_all(errors: &[StorageError]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::Action;
+    use super::super::plan::{Action, Ready};
     use super::super::undo::Step;
     use super::*;
     use std::sync::atomic::AtomicUsize;
@@ -291,7 +297,13 @@ mod tests {
     struct Make(Arc<Probe>, bool);
 
     impl Action for Make {
-        fn run(&self, place: &Path, _: &Environment, undo: &mut Undo) -> Result<(), StorageError> {
+        fn run(
+            &self,
+            place: &Path,
+            _: &Ready,
+            _: &Environment,
+            undo: &mut Undo,
+        ) -> Result<(), StorageError> {
             self.0.runs.fetch_add(1, Ordering::SeqCst);
             let gate = self.0.gate.lock().unwrap();
             drop(self.0.opened.wait_while(gate, |closed| *closed).unwrap());
@@ -313,7 +325,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             Self {
-                storages: Storages::new(),
+                storages: Storages::default(),
                 probe: Arc::default(),
                 dir: tempfile::tempdir().unwrap(),
             }

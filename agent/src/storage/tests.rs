@@ -10,6 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use protocols::agent::Storage;
 
+use super::plan::Ready;
 use super::undo::Undo;
 use super::{Environment, StorageError, StoragePlan};
 
@@ -49,7 +50,7 @@ fn storage(driver: &str, source: &str, fstype: &str, place: &Path, options: &[&s
 fn make(storage: &Storage, bundle: Option<&Path>) -> Result<Undo, StorageError> {
     let plan = StoragePlan::from_wire(storage, bundle)?;
     let mut undo = Undo::default();
-    match plan.run(&Environment::default(), &mut undo) {
+    match plan.run(&Ready::default(), &Environment::default(), &mut undo) {
         Ok(()) => Ok(undo),
         Err(error) => {
             assert!(undo.run().is_empty());

@@ -8,7 +8,7 @@ use log::warn;
 use nix::errno::Errno;
 
 use super::mount::{MountSpec, mounted_fstype, open_target};
-use super::plan::{Action, Claim};
+use super::plan::{Action, Claim, Ready};
 use super::undo::Undo;
 use super::{Driver, Environment, StorageError};
 
@@ -41,7 +41,13 @@ impl Driver for VirtioFs {
 struct Share(MountSpec);
 
 impl Action for Share {
-    fn run(&self, place: &Path, _: &Environment, undo: &mut Undo) -> Result<(), StorageError> {
+    fn run(
+        &self,
+        place: &Path,
+        _: &Ready,
+        _: &Environment,
+        undo: &mut Undo,
+    ) -> Result<(), StorageError> {
         if self.0.source == SHARED_TAG
             && open_target(place).is_ok_and(|fd| mounted_fstype(&fd, place).is_some())
         {
