@@ -23,6 +23,7 @@ pub mod facts;
 pub mod figures;
 pub mod ledger;
 pub mod manage;
+pub mod plug;
 pub mod rootfs;
 pub mod roots;
 pub mod service;
