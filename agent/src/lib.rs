@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod children;
+pub mod confidential;
 pub mod config;
 pub mod container;
 pub mod device;

@@ -9,17 +9,18 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 use protocols::agent::{
     CreateContainerRequest, GetDiagnosticDataRequest, GetDiagnosticDataResponse,
-    RemoveContainerRequest, StartContainerRequest, UpdateContainerRequest,
+    RemoveContainerRequest, StartContainerRequest, Storage, UpdateContainerRequest,
 };
 use protocols::convert::{resources_from_wire, spec_from_wire};
 use protocols::empty::Empty;
 use ttrpc::Code;
 
 use super::status::{Coded, chain, failure, lifecycle, missing};
+use crate::confidential::pause;
 use crate::container::bundle;
 use crate::container::plan::{ContainerId, PlanError, id::shorten, spec};
 use crate::sandbox::{CreatePlan, Sandbox, SandboxError};
-use crate::storage::StoragePlan;
+use crate::storage::{GUEST_PULL, StoragePlan};
 
 pub async fn create(
     sandbox: &Arc<Sandbox>,
@@ -46,6 +47,7 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
     let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
     let ports = passed_ports(sandbox, ports)?;
     let bundle = bundle::path_of(&id);
+    let pulls = pulls(&request.storages)?;
     let storages = request
         .storages
         .into_iter()
@@ -53,13 +55,28 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
     let container = spec::plan(id, &oci, request.sandbox_pidns);
     let mut container = container.map_err(Coded::status)?;
     container.process.ports = ports;
+    if pulls && let Some(root) = &mut container.init.root {
+        // Whatever the host says: it cannot know.
+        root.path = bundle.join("rootfs").to_string_lossy().into_owned();
+    }
     Ok(CreatePlan {
+        pause: pulls && pause::is_sandbox(|key| container.annotations.get(key).map(String::as_str)),
         storages: storages.collect::<Result<_, _>>().map_err(Coded::status)?,
         container,
         config: (sandbox.has_guest_hooks() || oci.hooks().is_some())
             .then(|| config(&mut oci, &bundle))
             .transpose()?,
     })
+}
+
+/// Whether the container's root comes from an image pulled in the guest.
+fn pulls(storages: &[Storage]) -> ttrpc::Result<bool> {
+    let pulled = storages.iter().filter(|s| s.driver == GUEST_PULL).count();
+    if pulled > 1 {
+        let reason = "a container has one image";
+        return Err(PlanError::invalid("storages.driver", GUEST_PULL, reason).status());
+    }
+    Ok(pulled == 1)
 }
 
 /// The specification as hooks find it in the bundle: with the root that is there.

@@ -9,6 +9,7 @@ use futures::future::join_all;
 use tokio::sync::watch;
 
 use super::{CreatePlan, Sandbox, SandboxError, Slot};
+use crate::confidential::{self, pause::PauseImage};
 use crate::container::plan::id::shorten;
 use crate::container::plan::{
     ContainerId, ContainerPlan, ExecId, Namespace, NamespaceSource, ProcessPlan,
@@ -16,6 +17,7 @@ use crate::container::plan::{
 use crate::container::{Container, ContainerError, Creation, Shared, bundle};
 use crate::pool::at_host_pace;
 use crate::rpc::status::chain;
+use crate::storage::{StorageError, StoragePlan};
 
 /// How long the end of the sandbox waits for creations that it has given up.
 const GIVE_UP: Duration = Duration::from_secs(15);
@@ -25,6 +27,9 @@ const TAKE_DOWN: Duration = Duration::from_secs(30);
 
 /// How long it then waits for storages: one that a mount is stuck in stays.
 const UNMOUNT: Duration = Duration::from_secs(10);
+
+/// The node of the disk that pulled images are to be kept on.
+const TRUSTED_STORE: &str = "/dev/trusted_store";
 
 /// A place in the registry for a container that is being created.
 struct Reservation {
@@ -53,24 +58,29 @@ impl Sandbox {
             guest_hooks,
             given_up,
         } = self.reserve(&plan.container)?;
-        let creation = Creation {
+        let mut creation = Creation {
             plan: plan.container,
             config: plan.config,
             shared,
             guest_hooks,
             given_up,
         };
-        let with_storages = !plan.storages.is_empty();
         let created = async {
-            self.storages.acquire(plan.storages, id.as_str()).await?;
-            let created = Container::create(&self.engine, creation).await;
+            let storages = with_trusted_store(plan.storages, &creation.plan)?;
+            let with_storages = !storages.is_empty();
+            let created = async {
+                self.storages.acquire(storages, id.as_str()).await?;
+                self.complete(&mut creation.plan, plan.pause).await?;
+                Ok::<_, SandboxError>(Container::create(&self.engine, creation).await?)
+            };
+            let created = created.await;
             if created.is_err() {
                 self.release(id.as_str()).await;
                 if with_storages {
                     self.clear_bundle(&id).await;
                 }
             }
-            Ok::<_, SandboxError>(created?)
+            created
         };
         let created = created.await;
         if let Ok(container) = &created {
@@ -94,6 +104,19 @@ impl Sandbox {
         drop(registry);
         self.settled.notify_waiters();
         result
+    }
+
+    /// Fills in what only the guest knows: the process of its pause image, and
+    /// secrets.
+    async fn complete(&self, plan: &mut ContainerPlan, pause: bool) -> Result<(), SandboxError> {
+        if pause {
+            let image = at_host_pace(PauseImage::open).await;
+            let image = image.map_err(|_| SandboxError::Task)?;
+            let replaced = image.and_then(|image| image.replace(&mut plan.process));
+            replaced.map_err(StorageError::from)?;
+        }
+        confidential::unseal(&self.hub, plan).await;
+        Ok(())
     }
 
     fn reserve(&self, plan: &ContainerPlan) -> Result<Reservation, SandboxError> {
@@ -268,4 +291,27 @@ impl Sandbox {
         self.oom.close();
         self.end.send_replace(true);
     }
+}
+
+/// The storages of a container, before them the store of images if there is a
+/// disk for it among its devices.
+fn with_trusted_store(
+    storages: Vec<StoragePlan>,
+    plan: &ContainerPlan,
+) -> Result<Vec<StoragePlan>, StorageError> {
+    let root = plan.init.root.as_ref();
+    let mut devices = root.iter().flat_map(|root| &root.devices);
+    let Some(disk) = devices.find(|device| device.path == TRUSTED_STORE) else {
+        return Ok(storages);
+    };
+    if disk.kind != libc::S_IFBLK {
+        return Err(StorageError::Field {
+            driver: "trusted_store".to_owned(),
+            field: "linux.devices",
+            value: TRUSTED_STORE.to_owned(),
+            reason: "it is no block device",
+        });
+    }
+    let store = StoragePlan::trusted_store(disk.major, disk.minor);
+    Ok(std::iter::once(store).chain(storages).collect())
 }

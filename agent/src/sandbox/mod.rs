@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
 
 use crate::children::Children;
+use crate::confidential::Hub;
 use crate::config::Config;
 use crate::container::plan::{ContainerId, ContainerPlan, Hooks};
 use crate::container::{Container, ContainerError, Engine, Process, Shared, bundle, hooks};
@@ -94,6 +95,8 @@ pub struct CreatePlan {
     pub storages: Vec<StoragePlan>,
     /// `config.json` of the bundle, if there are hooks.
     pub config: Option<String>,
+    /// It runs what the guest's pause image says, not what the request says.
+    pub pause: bool,
 }
 
 enum Slot {
@@ -130,6 +133,7 @@ const SANDBOX_OWNER: &str = "";
 pub struct Sandbox {
     engine: Engine,
     storages: Storages,
+    hub: Hub,
     registry: Mutex<Registry>,
     oom: Arc<OomEvents>,
     /// Told when a creation has ended, well or not.
@@ -142,10 +146,13 @@ impl Sandbox {
     #[must_use]
     pub fn new(config: &Config, children: Children, devices: Devices) -> Arc<Self> {
         let engine = Engine::new(children, config.container_pipe_size);
-        let (storages, registry) = (Storages::new(devices), Mutex::default());
+        let hub = Hub::new(config);
+        let storages = Storages::new(devices, hub.clone());
+        let registry = Mutex::default();
         Arc::new(Self {
             engine,
             storages,
+            hub,
             registry,
             oom: Arc::default(),
             settled: Notify::new(),

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 
+use super::encrypted::Encrypted;
 use super::mount::MountSpec;
 use super::plan::{Action, Claim, Ready};
 use super::undo::Undo;
@@ -21,24 +22,29 @@ impl Driver for Block {
     }
 
     fn plan(&self, claim: &Claim<'_>) -> Result<Box<dyn Action>, StorageError> {
-        for option in ["create_filesystem", "encryption_key"] {
-            if claim.has_note(option) || claim.note(option).is_some() {
-                return Err(StorageError::NotImplemented {
-                    what: format!("option {option}"),
-                });
-            }
+        if let Some(key) = claim.note("encryption_key") {
+            return Encrypted::plan(claim, key, address(claim)?);
+        }
+        if claim.has_note("create_filesystem") {
+            return Err(StorageError::NotImplemented {
+                what: "option create_filesystem".to_owned(),
+            });
         }
         let spec = claim.mount_spec()?;
         if spec.options.is_bind() {
             return Err(claim.refuse("options", "bind", "a disk cannot be bound"));
         }
-        let disk = if claim.source().starts_with('/') {
-            DiskAddress::node(claim.source())?
-        } else {
-            DiskAddress::Pci(PciPath::parse(claim.source()).map_err(DeviceError::from)?)
-        };
+        let disk = address(claim)?;
         Ok(Box::new(Volume { disk, spec }))
     }
+}
+
+fn address(claim: &Claim<'_>) -> Result<DiskAddress, StorageError> {
+    if claim.source().starts_with('/') {
+        return Ok(DiskAddress::node(claim.source())?);
+    }
+    let path = PciPath::parse(claim.source()).map_err(DeviceError::from)?;
+    Ok(DiskAddress::Pci(path))
 }
 
 #[derive(Debug)]
@@ -111,10 +117,8 @@ mod tests {
             mount_point: "/run/x".into(),
             ..Storage::default()
         };
-        for option in ["create_filesystem", "encryption_key=ephemeral"] {
-            storage.driver_options = vec![option.into()];
-            let error = StoragePlan::from_wire(&storage, None).unwrap_err();
-            assert!(error.is_not_implemented());
-        }
+        storage.driver_options = vec!["create_filesystem".into()];
+        let error = StoragePlan::from_wire(&storage, None).unwrap_err();
+        assert!(error.is_not_implemented());
     }
 }

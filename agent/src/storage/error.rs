@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use crate::confidential::HubError;
+use crate::confidential::pause::PauseError;
 use crate::device::DeviceError;
 use crate::mount_options::MountOptionError;
 
@@ -84,6 +86,24 @@ pub enum StorageError {
         /// The storage's mount point.
         path: PathBuf,
     },
+    /// The confidential-data-hub did not do its part.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The hub was to mount something where something is mounted already.
+    #[error("Something is mounted at {path} already")]
+    Occupied {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// The hub says that it has mounted something, and has not.
+    #[error("The confidential-data-hub has mounted nothing at {path}")]
+    NotMounted {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// The guest's own pause image.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
     /// The work was given up half-way, which only a defect of the agent does.
     #[error("Storage at {mount_point} was interrupted")]
     Interrupted {

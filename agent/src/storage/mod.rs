@@ -9,9 +9,12 @@
 
 mod bind;
 mod block;
+mod encrypted;
 mod ephemeral;
 mod error;
 mod fs_group;
+mod guest_pull;
+mod hub_mount;
 mod local;
 mod mount;
 mod overlayfs;
@@ -21,12 +24,14 @@ mod undo;
 mod virtiofs;
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
+use crate::confidential::Hub;
 use crate::device::Devices;
 pub use error::StorageError;
+pub use guest_pull::NAME as GUEST_PULL;
 pub use plan::StoragePlan;
 use plan::{Action, Claim};
 pub use registry::Storages;
@@ -39,6 +44,16 @@ trait Driver: Sync {
     /// Checks a claim and says what to do for it; does nothing yet.
     fn plan(&self, claim: &Claim<'_>) -> Result<Box<dyn Action>, StorageError>;
 
+    /// Where it is: where the host says, as a rule.
+    fn place(&self, claim: &Claim<'_>) -> PathBuf {
+        claim.mount_point.clone()
+    }
+
+    /// Whether the host may say that it is the pod's.
+    fn may_be_shared(&self) -> bool {
+        true
+    }
+
     /// Whether what is in it must outlive its last user. Container runtimes
     /// remove a container before they start it anew, and a pod's emptyDir must
     /// still hold its files then.
@@ -48,24 +63,24 @@ trait Driver: Sync {
 }
 
 /// Every driver there is.
-static DRIVERS: [&dyn Driver; 6] = [
+static DRIVERS: [&dyn Driver; 7] = [
     &virtiofs::VirtioFs,
     &block::Block,
     &ephemeral::Ephemeral,
     &local::Local,
     &bind::Bind,
     &overlayfs::Overlay,
+    &guest_pull::GuestPull,
 ];
 
 /// Drivers of the protocol that are still to come.
-const MISSING: [&str; 8] = [
+const MISSING: [&str; 7] = [
     "mmioblk",
     "blk-ccw",
     "scsi",
     "nvdimm",
     "9p",
     "watchable-bind",
-    "image_guest_pull",
     "erofs.multi-layer",
 ];
 
@@ -92,6 +107,7 @@ pub fn drivers() -> impl Iterator<Item = &'static str> {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Environment {
     pub devices: Devices,
+    pub hub: Hub,
 }
 
 /// Opens a directory for changing it, without following links.

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use protocols::agent::Storage;
 use protocols::types::FSGroupChangePolicy;
 
+use super::encrypted::Encrypted;
 use super::fs_group::FsGroup;
 use super::mount::MountSpec;
 use super::undo::Undo;
@@ -36,6 +37,18 @@ pub(super) trait Action: Send + Sync + Debug {
     /// plugged in holds no thread. Changes nothing in the guest.
     async fn prepare(&self, _: &Path, _: &Environment) -> Result<Ready, StorageError> {
         Ok(Ready::default())
+    }
+
+    /// Asks another program of the guest to do its part, on the event loop;
+    /// every effect that this may have is recorded in `undo` before.
+    async fn ask(
+        &self,
+        _: &Path,
+        _: &Ready,
+        _: &Environment,
+        _: &mut Undo,
+    ) -> Result<(), StorageError> {
+        Ok(())
     }
 
     /// Brings the storage about at `place`; every effect is recorded in `undo`
@@ -72,10 +85,23 @@ impl StoragePlan {
         let claim = Claim::new(storage, bundle)?;
         Ok(Self {
             action: driver.plan(&claim)?,
-            mount_point: claim.mount_point.clone(),
+            mount_point: driver.place(&claim),
             fs_group: claim.fs_group()?,
-            keep: storage.shared || driver.keeps(),
+            keep: (storage.shared && driver.may_be_shared()) || driver.keeps(),
         })
+    }
+
+    /// The store that images pulled in the guest are unpacked to: the disk of
+    /// this number, encrypted with a key that only the guest has. It stays until
+    /// the sandbox ends: other containers' roots lie in it.
+    pub fn trusted_store(major: u32, minor: u32) -> Self {
+        let (mount_point, action) = Encrypted::trusted_store(major, minor);
+        Self {
+            mount_point,
+            action: Box::new(action),
+            fs_group: None,
+            keep: true,
+        }
     }
 
     /// Where the storage will be.
@@ -85,6 +111,16 @@ impl StoragePlan {
 
     pub(super) async fn prepare(&self, environment: &Environment) -> Result<Ready, StorageError> {
         self.action.prepare(&self.mount_point, environment).await
+    }
+
+    pub(super) async fn ask(
+        &self,
+        ready: &Ready,
+        environment: &Environment,
+        undo: &mut Undo,
+    ) -> Result<(), StorageError> {
+        let place = &self.mount_point;
+        self.action.ask(place, ready, environment, undo).await
     }
 
     pub(super) fn run(
@@ -324,7 +360,7 @@ mod tests {
             unknown.to_string(),
             "Failed to find the storage handler floppy"
         );
-        for driver in ["nvdimm", "scsi", "9p", "image_guest_pull", "watchable-bind"] {
+        for driver in ["nvdimm", "scsi", "9p", "watchable-bind"] {
             assert!(
                 refused(&storage(driver, "/run/x")).is_not_implemented(),
                 "{driver}"
@@ -383,8 +419,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_claim_panics(driver in 0usize..8, source: String, fstype: String, place: String, options: Vec<String>) {
-            let names = ["virtio-fs", "blk", "ephemeral", "local", "bind", "overlayfs", "9p", "x"];
+        fn no_claim_panics(driver in 0usize..9, source: String, fstype: String, place: String, options: Vec<String>) {
+            let names = ["virtio-fs", "blk", "ephemeral", "local", "bind", "overlayfs", "image_guest_pull", "9p", "x"];
             let storage = Storage {
                 driver: names[driver].into(),
                 source,

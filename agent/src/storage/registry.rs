@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::undo::Undo;
 use super::{Environment, StorageError, StoragePlan};
+use crate::confidential::Hub;
 use crate::device::Devices;
 use crate::pool::at_host_pace;
 
@@ -82,8 +83,8 @@ impl Drop for Lease {
 
 impl Storages {
     /// An empty registry.
-    pub fn new(devices: Devices) -> Self {
-        let environment = Environment { devices };
+    pub fn new(devices: Devices, hub: Hub) -> Self {
+        let environment = Environment { devices, hub };
         Self(Arc::new(Inner {
             environment,
             ..Inner::default()
@@ -219,14 +220,17 @@ impl Storages {
             mount_point: plan.mount_point.clone(),
         };
         let ready = plan.prepare(&inner.environment).await?;
-        let work = move || {
-            let mut undo = Undo::default();
-            match plan.run(&ready, &inner.environment, &mut undo) {
-                Ok(()) => Ok(undo),
-                Err(error) => {
-                    log_all(&undo.run());
-                    Err(error)
-                }
+        let mut undo = Undo::default();
+        if let Err(error) = plan.ask(&ready, &inner.environment, &mut undo).await {
+            // Not stopped half-way: all of this is a task of its own.
+            let undone = at_host_pace(move || log_all(&undo.run())).await;
+            return undone.map_err(|_| interrupted).and(Err(error));
+        }
+        let work = move || match plan.run(&ready, &inner.environment, &mut undo) {
+            Ok(()) => Ok(undo),
+            Err(error) => {
+                log_all(&undo.run());
+                Err(error)
             }
         };
         at_host_pace(work).await.unwrap_or(Err(interrupted))

@@ -36,6 +36,11 @@ impl Undo {
         self.0.push(step);
     }
 
+    /// Adds the effects of a later part of the work.
+    pub(super) fn append(&mut self, later: Self) {
+        self.0.extend(later.0);
+    }
+
     /// Takes everything back as far as possible; what failed is returned.
     /// Blocks.
     pub(super) fn run(self) -> Vec<StorageError> {
