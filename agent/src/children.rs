@@ -18,7 +18,7 @@ use tokio::sync::watch;
 /// death by signal N).
 pub type Exit = watch::Receiver<Option<i32>>;
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     owned: HashMap<Pid, watch::Sender<Option<i32>>>,
     unclaimed: HashMap<Pid, i32>,
@@ -26,7 +26,7 @@ struct State {
 }
 
 /// Who waits for which child; cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Children {
     state: Arc<Mutex<State>>,
 }

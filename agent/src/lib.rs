@@ -15,6 +15,7 @@ pub mod mount_options;
 pub mod network;
 pub mod observe;
 pub mod pool;
+pub mod program;
 pub mod rpc;
 pub mod run;
 pub mod sandbox;

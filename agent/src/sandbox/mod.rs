@@ -147,7 +147,7 @@ impl Sandbox {
     pub fn new(config: &Config, children: Children, devices: Devices) -> Arc<Self> {
         let engine = Engine::new(children, config.container_pipe_size);
         let hub = Hub::new(config);
-        let storages = Storages::new(devices, hub.clone());
+        let storages = Storages::new(devices, hub.clone(), engine.children.clone());
         let registry = Mutex::default();
         Arc::new(Self {
             engine,

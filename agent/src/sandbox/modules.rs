@@ -2,18 +2,11 @@
 //! Kernel modules that CreateSandbox asks for, loaded by the guest's modprobe.
 
 use std::io;
-use std::process::{Command, Stdio};
 
-use nix::unistd::Pid;
-use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe;
-
-use crate::children::{Children, code_of};
+use crate::children::Children;
+use crate::program;
 
 const MODPROBE: &str = "/sbin/modprobe";
-
-/// Bytes of modprobe's output that go into an error.
-const MAX_OUTPUT: u64 = 4096;
 
 /// A module and its parameters, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,53 +64,21 @@ impl KernelModule {
 /// # Errors
 /// [`ModuleError::Run`] or [`ModuleError::Failed`].
 pub async fn load(children: &Children, module: &KernelModule) -> Result<(), ModuleError> {
-    let fail = |source| ModuleError::Run {
+    let mut arguments = vec!["-v", "--", &module.name];
+    arguments.extend(module.parameters.iter().map(String::as_str));
+    let ended = program::run(children, MODPROBE, &arguments).await;
+    let ended = ended.map_err(|source| ModuleError::Run {
         name: module.name.clone(),
         source,
-    };
-    let (mut output, exit) = run(children, module).map_err(fail)?;
-    let mut text = Vec::new();
-    (&mut output)
-        .take(MAX_OUTPUT)
-        .read_to_end(&mut text)
-        .await
-        .map_err(fail)?;
-    drop(output);
-    match code_of(&mut exit.clone()).await {
+    })?;
+    match ended.code {
         0 => Ok(()),
-        code => {
-            let output = String::from_utf8_lossy(&text).trim().to_owned();
-            Err(ModuleError::Failed {
-                name: module.name.clone(),
-                code,
-                output,
-            })
-        }
+        code => Err(ModuleError::Failed {
+            name: module.name.clone(),
+            code,
+            output: ended.output,
+        }),
     }
-}
-
-fn run(
-    children: &Children,
-    module: &KernelModule,
-) -> io::Result<(pipe::Receiver, crate::children::Exit)> {
-    let (sender, receiver) = pipe::pipe()?;
-    let writer = sender.into_blocking_fd()?;
-    let expectation = children.expect();
-    // Not waited for here: the one reaper collects it.
-    #[allow(clippy::zombie_processes)]
-    let child = Command::new(MODPROBE)
-        .arg("-v")
-        .arg("--")
-        .arg(&module.name)
-        .args(&module.parameters)
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer)
-        .spawn()?;
-    Ok((
-        receiver,
-        expectation.claim(Pid::from_raw(child.id() as i32)),
-    ))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `blk`: a file system on a virtio disk, named by its PCI path or its node.
-//! A disk that is still being plugged in is waited for.
+//! File systems on disks: `blk` (a virtio disk by its PCI path or its node),
+//! `mmioblk` (by its node), `scsi` (by target and unit) and `nvdimm` (persistent
+//! memory by its node, with or without DAX). They differ in how a host says
+//! which disk it means. A disk that is still being plugged in is waited for.
 
 use std::path::Path;
 
@@ -12,45 +14,86 @@ use super::plan::{Action, Claim, Ready};
 use super::undo::Undo;
 use super::{Driver, Environment, StorageError};
 use crate::device::pci::PciPath;
+use crate::device::scsi::ScsiAddress;
 use crate::device::{DeviceError, DiskAddress};
 
-pub(super) struct Block;
+/// Reads the source of a storage.
+type Read = fn(&str) -> Result<DiskAddress, DeviceError>;
+
+/// A driver: its name, and how its sources are written.
+pub(super) struct Block {
+    name: &'static str,
+    read: Read,
+}
+
+/// A disk by PCI path or node.
+pub(super) static BLK: Block = Block {
+    name: "blk",
+    read: pci_or_node,
+};
+/// A virtio disk without a bus, by its node.
+pub(super) static MMIO_BLK: Block = Block {
+    name: "mmioblk",
+    read: DiskAddress::node,
+};
+/// A disk of a SCSI controller.
+pub(super) static SCSI: Block = Block {
+    name: "scsi",
+    read: |text| Ok(DiskAddress::Scsi(ScsiAddress::parse(text)?)),
+};
+/// Persistent memory.
+pub(super) static NVDIMM: Block = Block {
+    name: "nvdimm",
+    read: pmem,
+};
+
+fn pci_or_node(text: &str) -> Result<DiskAddress, DeviceError> {
+    match text.starts_with('/') {
+        true => DiskAddress::node(text),
+        false => Ok(DiskAddress::Pci(PciPath::parse(text)?)),
+    }
+}
+
+/// Anything else under this driver's name would be mounted as the host's mistake.
+fn pmem(text: &str) -> Result<DiskAddress, DeviceError> {
+    match text.starts_with("/dev/pmem") {
+        true => DiskAddress::node(text),
+        false => Err(DeviceError::Address {
+            text: text.chars().take(200).collect(),
+            reason: "it is not /dev/pmemN",
+        }),
+    }
+}
 
 impl Driver for Block {
     fn name(&self) -> &'static str {
-        "blk"
+        self.name
     }
 
     fn plan(&self, claim: &Claim<'_>) -> Result<Box<dyn Action>, StorageError> {
+        let disk = (self.read)(claim.source())?;
         if let Some(key) = claim.note("encryption_key") {
-            return Encrypted::plan(claim, key, address(claim)?);
+            return Encrypted::plan(claim, key, disk);
         }
-        if claim.has_note("create_filesystem") {
-            return Err(StorageError::NotImplemented {
-                what: "option create_filesystem".to_owned(),
-            });
+        let fresh = claim.has_note("create_filesystem");
+        if fresh && claim.fstype() != "ext4" {
+            let reason = "only ext4 is made on fresh disks";
+            return Err(claim.refuse("fstype", claim.fstype(), reason));
         }
         let spec = claim.mount_spec()?;
         if spec.options.is_bind() {
             return Err(claim.refuse("options", "bind", "a disk cannot be bound"));
         }
-        let disk = address(claim)?;
-        Ok(Box::new(Volume { disk, spec }))
+        Ok(Box::new(Volume { disk, spec, fresh }))
     }
-}
-
-fn address(claim: &Claim<'_>) -> Result<DiskAddress, StorageError> {
-    if claim.source().starts_with('/') {
-        return Ok(DiskAddress::node(claim.source())?);
-    }
-    let path = PciPath::parse(claim.source()).map_err(DeviceError::from)?;
-    Ok(DiskAddress::Pci(path))
 }
 
 #[derive(Debug)]
 struct Volume {
     disk: DiskAddress,
     spec: MountSpec,
+    /// A file system is to be made on it first.
+    fresh: bool,
 }
 
 #[async_trait]
@@ -58,6 +101,25 @@ impl Action for Volume {
     async fn prepare(&self, _: &Path, environment: &Environment) -> Result<Ready, StorageError> {
         let disk = environment.devices.disk(&self.disk).await?;
         Ok(Ready { disks: vec![disk] })
+    }
+
+    async fn ask(
+        &self,
+        _: &Path,
+        ready: &Ready,
+        environment: &Environment,
+        _: &mut Undo,
+    ) -> Result<(), StorageError> {
+        let Environment {
+            devices,
+            children,
+            made,
+            ..
+        } = environment;
+        for disk in ready.disks.iter().filter(|_| self.fresh) {
+            made.ext4(children, devices.sysfs(), disk).await?;
+        }
+        Ok(())
     }
 
     fn run(
@@ -82,43 +144,58 @@ mod tests {
     use super::*;
     use protocols::agent::Storage;
 
-    fn plan(source: &str) -> Result<StoragePlan, StorageError> {
-        let storage = Storage {
-            driver: "blk".into(),
+    fn claim(driver: &str, source: &str) -> Storage {
+        Storage {
+            driver: driver.into(),
             source: source.into(),
             fstype: "ext4".into(),
             mount_point: "/run/keelson-test-absent".into(),
             ..Storage::default()
-        };
-        StoragePlan::from_wire(&storage, None)
+        }
+    }
+
+    fn plan(driver: &str, source: &str) -> Result<StoragePlan, StorageError> {
+        StoragePlan::from_wire(&claim(driver, source), None)
     }
 
     #[test]
     fn sources_are_checked_at_the_door() {
-        for bad in [
+        let everywhere = [
             "",
             "vda",
             "/dev/../etc/passwd",
             "/etc/passwd",
             "/devil",
-            "02.9",
-        ] {
-            assert!(plan(bad).unwrap_err().is_bad_input(), "{bad}");
+            "/dev",
+        ];
+        for driver in ["blk", "mmioblk", "scsi", "nvdimm"] {
+            for bad in everywhere {
+                let error = plan(driver, bad).unwrap_err();
+                assert!(error.is_bad_input(), "{driver} {bad}");
+            }
         }
-        assert!(plan("/dev/vda").is_ok() && plan("02/01.0").is_ok());
+        for (driver, good, bad) in [
+            ("blk", "/dev/vda", "0:1"),
+            ("blk", "02/01.0", "02.9"),
+            ("mmioblk", "/dev/vdb", "02/01"),
+            ("scsi", "0:1", "/dev/sda"),
+            ("nvdimm", "/dev/pmem1", "/dev/vda"),
+        ] {
+            assert!(plan(driver, good).is_ok(), "{driver} {good}");
+            assert!(
+                plan(driver, bad).unwrap_err().is_bad_input(),
+                "{driver} {bad}"
+            );
+        }
     }
 
     #[test]
-    fn a_file_system_to_be_made_is_not_implemented_yet() {
-        let mut storage = Storage {
-            driver: "blk".into(),
-            source: "/dev/vda".into(),
-            fstype: "ext4".into(),
-            mount_point: "/run/x".into(),
-            ..Storage::default()
-        };
+    fn only_ext4_is_made_on_fresh_disks() {
+        let mut storage = claim("blk", "/dev/vda");
         storage.driver_options = vec!["create_filesystem".into()];
+        assert!(StoragePlan::from_wire(&storage, None).is_ok());
+        storage.fstype = "xfs".into();
         let error = StoragePlan::from_wire(&storage, None).unwrap_err();
-        assert!(error.is_not_implemented());
+        assert!(error.is_bad_input());
     }
 }

@@ -60,6 +60,14 @@ pub enum StorageError {
         /// The kernel's reason.
         source: Errno,
     },
+    /// No file system could be made on a fresh disk.
+    #[error("No file system could be made on {node}: {reason}")]
+    MakeFileSystem {
+        /// The disk.
+        node: PathBuf,
+        /// What the maker said.
+        reason: String,
+    },
     /// Any other step on a path failed.
     #[error("Failed to {step} {path}")]
     Path {

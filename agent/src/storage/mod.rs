@@ -16,9 +16,11 @@ mod fs_group;
 mod guest_pull;
 mod hub_mount;
 mod local;
+mod make;
 mod mount;
 mod overlayfs;
 mod plan;
+mod plan9;
 mod registry;
 mod undo;
 mod virtiofs;
@@ -28,6 +30,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
+use crate::children::Children;
 use crate::confidential::Hub;
 use crate::device::Devices;
 pub use error::StorageError;
@@ -63,9 +66,13 @@ trait Driver: Sync {
 }
 
 /// Every driver there is.
-static DRIVERS: [&dyn Driver; 7] = [
+static DRIVERS: [&dyn Driver; 11] = [
     &virtiofs::VirtioFs,
-    &block::Block,
+    &block::BLK,
+    &block::MMIO_BLK,
+    &block::SCSI,
+    &block::NVDIMM,
+    &plan9::Plan9,
     &ephemeral::Ephemeral,
     &local::Local,
     &bind::Bind,
@@ -74,21 +81,16 @@ static DRIVERS: [&dyn Driver; 7] = [
 ];
 
 /// Drivers of the protocol that are still to come.
-const MISSING: [&str; 7] = [
-    "mmioblk",
-    "blk-ccw",
-    "scsi",
-    "nvdimm",
-    "9p",
-    "watchable-bind",
-    "erofs.multi-layer",
-];
+const MISSING: [&str; 2] = ["watchable-bind", "erofs.multi-layer"];
+
+/// A driver for channel I/O, which only s390x has.
+const FOREIGN: &str = "blk-ccw";
 
 fn driver(name: &str) -> Result<&'static dyn Driver, StorageError> {
     if let Some(driver) = DRIVERS.iter().find(|driver| driver.name() == name) {
         return Ok(*driver);
     }
-    if MISSING.contains(&name) {
+    if MISSING.contains(&name) || name == FOREIGN {
         return Err(StorageError::NotImplemented {
             what: format!("driver {name}"),
         });
@@ -108,6 +110,8 @@ pub fn drivers() -> impl Iterator<Item = &'static str> {
 pub(crate) struct Environment {
     pub devices: Devices,
     pub hub: Hub,
+    pub children: Children,
+    pub made: make::Made,
 }
 
 /// Opens a directory for changing it, without following links.

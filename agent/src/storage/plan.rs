@@ -360,7 +360,7 @@ mod tests {
             unknown.to_string(),
             "Failed to find the storage handler floppy"
         );
-        for driver in ["nvdimm", "scsi", "9p", "watchable-bind"] {
+        for driver in ["blk-ccw", "erofs.multi-layer", "watchable-bind"] {
             assert!(
                 refused(&storage(driver, "/run/x")).is_not_implemented(),
                 "{driver}"

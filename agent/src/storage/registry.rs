@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::undo::Undo;
 use super::{Environment, StorageError, StoragePlan};
+use crate::children::Children;
 use crate::confidential::Hub;
 use crate::device::Devices;
 use crate::pool::at_host_pace;
@@ -83,8 +84,13 @@ impl Drop for Lease {
 
 impl Storages {
     /// An empty registry.
-    pub fn new(devices: Devices, hub: Hub) -> Self {
-        let environment = Environment { devices, hub };
+    pub fn new(devices: Devices, hub: Hub, children: Children) -> Self {
+        let environment = Environment {
+            devices,
+            hub,
+            children,
+            ..Environment::default()
+        };
         Self(Arc::new(Inner {
             environment,
             ..Inner::default()
