@@ -101,6 +101,17 @@ impl Default for MountOptions {
 }
 
 impl MountOptions {
+    /// Flags and data that are known to be right.
+    pub fn plain(flags: MsFlags, data: String) -> Self {
+        Self {
+            flags,
+            cleared: MsFlags::empty(),
+            propagation: Vec::new(),
+            recursive: RecursiveAttributes::default(),
+            data,
+        }
+    }
+
     /// Reads option words, each of which may itself be a list with commas. Of
     /// words that contradict each other the last one counts.
     ///

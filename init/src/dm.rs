@@ -142,6 +142,42 @@ pub fn create(device: &Device) -> Result<PathBuf, DmError> {
     })
 }
 
+/// Removes a device and its name in `/dev/mapper`; nothing may use it any more.
+pub fn remove(name: &str) -> Result<(), DmError> {
+    let path = Path::new("/").join(CONTROL);
+    let control = OpenOptions::new().read(true).write(true).open(&path);
+    let control = control.map_err(|source| DmError::Control { path, source })?;
+    let device = Device {
+        name: name.to_owned(),
+        uuid: String::new(),
+        minor: None,
+        read_only: false,
+        targets: Vec::new(),
+    };
+    let request = match encode(Command::Remove, &device) {
+        Some(request) if is_name(name) => request,
+        _ => {
+            let name = device.name;
+            return Err(DmError::Name { name });
+        }
+    };
+    // The link goes first: it must not lead to another device that gets the number.
+    let path = Path::new("/dev/mapper").join(name);
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(DmError::Link { path, source });
+        }
+        _ => {}
+    }
+    perform(&control, Command::Remove, request)
+        .map(drop)
+        .map_err(|source| DmError::Step {
+            step: "remove",
+            name: device.name,
+            source,
+        })
+}
+
 /// The node of a device that is there already, by its name.
 pub fn find(name: &str) -> Option<PathBuf> {
     find_at(Path::new("/"), name)

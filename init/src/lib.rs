@@ -19,7 +19,7 @@ pub mod cgroup;
 pub mod cmdline;
 pub mod console;
 pub mod dev;
-mod dm;
+pub mod dm;
 mod extension;
 mod failure;
 pub mod host;
@@ -34,7 +34,7 @@ pub mod reaper;
 pub mod root;
 pub mod shutdown;
 pub mod uevent;
-mod verity;
+pub mod verity;
 
 use std::error::Error;
 

@@ -48,10 +48,7 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
     let ports = passed_ports(sandbox, ports)?;
     let bundle = bundle::path_of(&id);
     let pulls = pulls(&request.storages)?;
-    let storages = request
-        .storages
-        .into_iter()
-        .map(|storage| StoragePlan::from_wire(&storage, Some(&bundle)));
+    let storages = StoragePlan::all_from_wire(&request.storages, Some(&bundle));
     let container = spec::plan(id, &oci, request.sandbox_pidns);
     let mut container = container.map_err(Coded::status)?;
     container.process.ports = ports;
@@ -61,7 +58,7 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
     }
     Ok(CreatePlan {
         pause: pulls && pause::is_sandbox(|key| container.annotations.get(key).map(String::as_str)),
-        storages: storages.collect::<Result<_, _>>().map_err(Coded::status)?,
+        storages: storages.map_err(Coded::status)?,
         container,
         config: (sandbox.has_guest_hooks() || oci.hooks().is_some())
             .then(|| config(&mut oci, &bundle))

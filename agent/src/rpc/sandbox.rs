@@ -28,11 +28,7 @@ fn plan(request: CreateSandboxRequest) -> Result<SandboxPlan, SandboxError> {
         dns: request.dns,
         hook_path: request.guest_hook_path,
         modules: modules.collect::<Result<_, _>>()?,
-        storages: request
-            .storages
-            .into_iter()
-            .map(|storage| StoragePlan::from_wire(&storage, None))
-            .collect::<Result<_, _>>()?,
+        storages: StoragePlan::all_from_wire(&request.storages, None)?,
     })
 }
 

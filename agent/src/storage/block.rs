@@ -65,13 +65,20 @@ fn pmem(text: &str) -> Result<DiskAddress, DeviceError> {
     }
 }
 
+impl Block {
+    /// The disk that a source names.
+    pub(super) fn read(&self, source: &str) -> Result<DiskAddress, DeviceError> {
+        (self.read)(source)
+    }
+}
+
 impl Driver for Block {
     fn name(&self) -> &'static str {
         self.name
     }
 
     fn plan(&self, claim: &Claim<'_>) -> Result<Box<dyn Action>, StorageError> {
-        let disk = (self.read)(claim.source())?;
+        let disk = self.read(claim.source())?;
         if let Some(key) = claim.note("encryption_key") {
             return Encrypted::plan(claim, key, disk);
         }

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use init::dm::DmError;
+use init::verity::VerityError;
 use nix::errno::Errno;
 
 use crate::confidential::HubError;
@@ -60,6 +62,20 @@ pub enum StorageError {
         /// The kernel's reason.
         source: Errno,
     },
+    /// The parameters of a verified layer.
+    #[error("A layer cannot be verified")]
+    Verity(#[source] VerityError),
+    /// There is no hash tree where the host says.
+    #[error("{node} has no verity superblock at byte {offset}, or one for more data than there is")]
+    VeritySuperblock {
+        /// The disk or partition.
+        node: PathBuf,
+        /// Where it was looked for.
+        offset: u64,
+    },
+    /// The device mapper.
+    #[error("The verified device of a layer failed")]
+    Mapped(#[source] DmError),
     /// No file system could be made on a fresh disk.
     #[error("No file system could be made on {node}: {reason}")]
     MakeFileSystem {
@@ -124,7 +140,10 @@ impl StorageError {
     /// Whether the request is to blame rather than the guest.
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Self::UnknownDriver { .. } | Self::Field { .. } | Self::Options { .. } => true,
+            Self::UnknownDriver { .. }
+            | Self::Field { .. }
+            | Self::Options { .. }
+            | Self::Verity(_) => true,
             Self::Device(error) => error.is_bad_input(),
             _ => false,
         }

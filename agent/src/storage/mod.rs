@@ -15,6 +15,7 @@ mod error;
 mod fs_group;
 mod guest_pull;
 mod hub_mount;
+mod layers;
 mod local;
 mod make;
 mod mount;
@@ -81,7 +82,7 @@ static DRIVERS: [&dyn Driver; 11] = [
 ];
 
 /// Drivers of the protocol that are still to come.
-const MISSING: [&str; 2] = ["watchable-bind", "erofs.multi-layer"];
+const MISSING: [&str; 1] = ["watchable-bind"];
 
 /// A driver for channel I/O, which only s390x has.
 const FOREIGN: &str = "blk-ccw";
@@ -102,7 +103,8 @@ fn driver(name: &str) -> Result<&'static dyn Driver, StorageError> {
 
 /// The names of the drivers, for `GetGuestDetails`.
 pub fn drivers() -> impl Iterator<Item = &'static str> {
-    DRIVERS.iter().map(|driver| driver.name())
+    let layers = std::iter::once(layers::DRIVER);
+    DRIVERS.iter().map(|driver| driver.name()).chain(layers)
 }
 
 /// What of the guest the drivers look at.

@@ -11,6 +11,7 @@ use protocols::types::FSGroupChangePolicy;
 
 use super::encrypted::Encrypted;
 use super::fs_group::FsGroup;
+use super::layers::{self, Layers};
 use super::mount::MountSpec;
 use super::undo::Undo;
 use super::{Environment, StorageError, driver};
@@ -83,12 +84,52 @@ impl StoragePlan {
     pub fn from_wire(storage: &Storage, bundle: Option<&Path>) -> Result<Self, StorageError> {
         let driver = driver(&storage.driver)?;
         let claim = Claim::new(storage, bundle)?;
+        if let [word, ..] = claim.layer_words[..] {
+            return Err(claim.refuse("options", word, "it is for layers only"));
+        }
         Ok(Self {
             action: driver.plan(&claim)?,
             mount_point: driver.place(&claim),
             fs_group: claim.fs_group()?,
             keep: (storage.shared && driver.may_be_shared()) || driver.keeps(),
         })
+    }
+
+    /// Checks all storages of a request. Those that are layers of one file
+    /// system make one storage, in the place of the first of them.
+    ///
+    /// # Errors
+    /// As [`Self::from_wire`].
+    pub fn all_from_wire(
+        storages: &[Storage],
+        bundle: Option<&Path>,
+    ) -> Result<Vec<Self>, StorageError> {
+        let (mut plans, mut layers, mut at) = (Vec::new(), Vec::new(), 0);
+        for storage in storages {
+            if !is_layer(storage) {
+                plans.push(Self::from_wire(storage, bundle)?);
+                continue;
+            }
+            if layers.is_empty() {
+                at = plans.len();
+            }
+            layers.push(Claim::new(storage, bundle)?);
+        }
+        if !layers.is_empty() {
+            let (mount_point, action) = Layers::plan(&layers, bundle)?;
+            let groups = layers
+                .iter()
+                .filter_map(|claim| claim.fs_group().transpose());
+            let fs_group = groups.collect::<Result<Vec<_>, _>>()?.into_iter().next();
+            let whole = Self {
+                mount_point,
+                action: Box::new(action),
+                fs_group,
+                keep: storages.iter().any(|s| is_layer(s) && s.shared),
+            };
+            plans.insert(at, whole);
+        }
+        Ok(plans)
     }
 
     /// The store that images pulled in the guest are unpacked to: the disk of
@@ -147,13 +188,19 @@ pub(super) struct Claim<'a> {
     pub options: Vec<&'a str>,
     /// The notes themselves, among mount and driver options.
     pub notes: Vec<&'a str>,
+    /// What makes it a layer among others.
+    pub layer_words: Vec<&'a str>,
     pub bundle: Option<&'a Path>,
 }
 
 impl<'a> Claim<'a> {
-    fn new(storage: &'a Storage, bundle: Option<&'a Path>) -> Result<Self, StorageError> {
+    pub(super) fn new(
+        storage: &'a Storage,
+        bundle: Option<&'a Path>,
+    ) -> Result<Self, StorageError> {
         let mut claim = Self {
             storage,
+            layer_words: Vec::new(),
             mount_point: PathBuf::new(),
             options: Vec::new(),
             notes: Vec::new(),
@@ -167,18 +214,20 @@ impl<'a> Claim<'a> {
         claim.mount_point = claim.check_mount_point(&storage.mount_point)?;
         for word in storage.options.iter().flat_map(|o| o.split(',')) {
             if word.starts_with(LAYER_WORDS) {
-                return Err(StorageError::NotImplemented {
-                    what: format!("option {word}"),
-                });
-            }
-            match word.starts_with(KATA_WORDS) {
-                true => claim.notes.push(word),
-                false => claim.options.push(word),
+                claim.layer_words.push(word);
+            } else if word.starts_with(KATA_WORDS) {
+                claim.notes.push(word);
+            } else {
+                claim.options.push(word);
             }
         }
         let driver_options = storage.driver_options.iter().map(String::as_str);
         claim.notes.extend(driver_options);
         Ok(claim)
+    }
+
+    pub(super) fn driver(&self) -> &'a str {
+        &self.storage.driver
     }
 
     pub(super) fn source(&self) -> &'a str {
@@ -299,6 +348,11 @@ impl<'a> Claim<'a> {
     }
 }
 
+fn is_layer(storage: &Storage) -> bool {
+    let mut words = storage.options.iter().flat_map(|o| o.split(','));
+    storage.driver == layers::DRIVER || words.any(|word| word == layers::MARK)
+}
+
 /// An octal mode, as `mode=0777` writes it.
 pub(super) fn octal_mode(text: &str) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -360,15 +414,12 @@ mod tests {
             unknown.to_string(),
             "Failed to find the storage handler floppy"
         );
-        for driver in ["blk-ccw", "erofs.multi-layer", "watchable-bind"] {
+        for driver in ["blk-ccw", "watchable-bind"] {
             assert!(
                 refused(&storage(driver, "/run/x")).is_not_implemented(),
                 "{driver}"
             );
         }
-        let mut layered = storage("blk", "/run/x");
-        layered.options = vec!["ro,X-kata.multi-layer=true".into()];
-        assert!(refused(&layered).is_not_implemented());
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(super) enum Step {
     RemoveDir(PathBuf),
     /// An empty file was made to be mounted on.
     RemoveFile(PathBuf),
+    /// A mapped device was made.
+    RemoveMapped(String),
     /// Huge pages were reserved: their sysfs directory and number.
     ReturnHugepages(PathBuf, u64),
 }
@@ -62,6 +64,7 @@ impl Step {
                 Err(Errno::ENOENT | Errno::EBUSY) => Ok(()),
                 other => other.map_err(StorageError::at("remove", &path)),
             },
+            Self::RemoveMapped(name) => init::dm::remove(&name).map_err(StorageError::Mapped),
             Self::ReturnHugepages(dir, pages) => ephemeral::return_hugepages(&dir, pages),
         }
     }
