@@ -23,4 +23,5 @@ pub mod seccomp;
 pub mod server;
 pub mod stdio;
 pub mod storage;
+pub mod volume;
 pub mod watch;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use protocols::agent::*;
 use protocols::agent_ttrpc::AgentServiceClient;
+use protocols::csi::VolumeStatsResponse;
 use protocols::empty::Empty;
 use protocols::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use protocols::health_ttrpc::HealthClient;
@@ -103,6 +104,10 @@ agent_calls! {
     exec_process(ExecProcessRequest) -> Empty;
     signal_process(SignalProcessRequest) -> Empty;
     wait_process(WaitProcessRequest) -> WaitProcessResponse;
+    get_volume_stats(VolumeStatsRequest) -> VolumeStatsResponse;
+    resize_volume(ResizeVolumeRequest) -> Empty;
+    add_swap(AddSwapRequest) -> Empty;
+    add_swap_path(AddSwapPathRequest) -> Empty;
     write_stdin(WriteStreamRequest) -> WriteStreamResponse;
     read_stdout(ReadStreamRequest) -> ReadStreamResponse;
     read_stderr(ReadStreamRequest) -> ReadStreamResponse;

@@ -14,6 +14,9 @@ use super::pci::PciPath;
 use super::scsi::ScsiAddress;
 use super::wait::Bus;
 
+/// What the kernel counts disks in, whatever theirs are.
+const SECTOR: u64 = 512;
+
 /// Where a host says that a disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskAddress {
@@ -105,9 +108,33 @@ pub(super) fn look(
     Ok(BlockDevice { node, major, minor })
 }
 
+/// The size in bytes by a disk's `size` file in sysfs, if it is as large as it should be.
+pub(super) fn look_at_size(file: &Path, wanted: u64) -> Result<u64, DeviceError> {
+    let text = fs::read_to_string(file).map_err(DeviceError::file("read", file))?;
+    let sectors: u64 = text.trim().parse().unwrap_or(0);
+    match sectors.saturating_mul(SECTOR) {
+        bytes if bytes >= wanted => Ok(bytes),
+        bytes => Err(DeviceError::Small { bytes }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_is_as_large_as_its_sectors() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, "8\n").unwrap();
+        assert_eq!(look_at_size(file.path(), 4096).unwrap(), 4096);
+        assert_eq!(look_at_size(file.path(), 0).unwrap(), 4096);
+        assert!(look_at_size(file.path(), 4097).unwrap_err().is_absence());
+        assert!(
+            !look_at_size(Path::new("/absent"), 0)
+                .unwrap_err()
+                .is_absence()
+        );
+    }
 
     #[test]
     fn nodes_are_below_dev() {

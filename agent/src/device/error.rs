@@ -32,6 +32,12 @@ pub enum DeviceError {
         /// The device node.
         path: PathBuf,
     },
+    /// It is smaller than it should be (yet).
+    #[error("It has {bytes} bytes")]
+    Small {
+        /// How many it has.
+        bytes: u64,
+    },
     /// It did not come.
     #[error("Device {address} did not appear within {seconds} s")]
     Late {
@@ -74,7 +80,7 @@ impl DeviceError {
                     PciError::Absent { .. } | PciError::NoBlockDevice { .. }
                 )
             }
-            Self::Absent { .. } => true,
+            Self::Absent { .. } | Self::Small { .. } => true,
             _ => false,
         }
     }

@@ -74,6 +74,19 @@ impl Devices {
         self.appearing(address, address.bus(), look).await
     }
 
+    /// Waits until a disk has at least so many bytes, which the host is making it
+    /// have; answers with how many it has.
+    ///
+    /// # Errors
+    /// [`DeviceError::Late`] when it stays smaller.
+    pub async fn disk_of_size(&self, number: (u32, u32), bytes: u64) -> Result<u64, DeviceError> {
+        let (major, minor) = number;
+        let file = self.sysfs().join(format!("dev/block/{major}:{minor}/size"));
+        let look = || disk::look_at_size(&file, bytes);
+        let address = format!("{major}:{minor} of {bytes} bytes");
+        self.appearing(&address, wait::Bus::None, look).await
+    }
+
     /// The sysfs directory of a PCI device, whatever it is.
     ///
     /// # Errors

@@ -22,10 +22,6 @@ pub const TABLE: &[(&str, &str)] = &[
     ("MemAgentCompactSet", "the memory agent"),
     ("OnlineCPUMem", "CPU and memory hotplug"),
     ("MemHotplugByProbe", "memory hotplug by probe"),
-    ("AddSwap", "swap devices"),
-    ("AddSwapPath", "swap devices"),
-    ("GetVolumeStats", "volume statistics"),
-    ("ResizeVolume", "volume growth"),
     ("SetPolicy", "policies"),
 ];
 

@@ -17,6 +17,7 @@ mod sandbox;
 mod stats;
 pub mod status;
 mod stdio;
+mod volume;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use protocols::agent::*;
 use protocols::agent_ttrpc::{AgentService, create_agent_service};
+use protocols::csi::VolumeStatsResponse;
 use protocols::empty::Empty;
 use protocols::health_ttrpc::create_health;
 use ttrpc::r#async::{Service, TtrpcContext};
@@ -241,5 +243,25 @@ impl AgentService for Agent {
 
     async fn copy_file(&self, _: &TtrpcContext, request: CopyFileRequest) -> Reply<Empty> {
         files::copy(&self.copies, request).await
+    }
+
+    async fn get_volume_stats(
+        &self,
+        _: &TtrpcContext,
+        request: VolumeStatsRequest,
+    ) -> Reply<VolumeStatsResponse> {
+        volume::stats(&request).await
+    }
+
+    async fn resize_volume(&self, _: &TtrpcContext, request: ResizeVolumeRequest) -> Reply<Empty> {
+        volume::resize(&self.sandbox, &request).await
+    }
+
+    async fn add_swap(&self, _: &TtrpcContext, request: AddSwapRequest) -> Reply<Empty> {
+        volume::add_swap(&self.sandbox, &request).await
+    }
+
+    async fn add_swap_path(&self, _: &TtrpcContext, request: AddSwapPathRequest) -> Reply<Empty> {
+        volume::add_swap_path(&self.sandbox, &request).await
     }
 }

@@ -20,6 +20,7 @@ use crate::network::list::NetlinkError;
 use crate::sandbox::SandboxError;
 use crate::stdio::StdioError;
 use crate::storage::StorageError;
+use crate::volume::VolumeError;
 
 /// The texts of an error and its causes.
 #[must_use]
@@ -168,6 +169,15 @@ impl Coded for StorageError {
 impl Coded for FileError {
     fn code(&self) -> Code {
         bad_if(self.is_bad_input())
+    }
+}
+
+impl Coded for VolumeError {
+    fn code(&self) -> Code {
+        match self {
+            Self::FileSystem { .. } | Self::NotOnDisk { .. } => Code::FAILED_PRECONDITION,
+            other => bad_if(other.is_bad_input()),
+        }
     }
 }
 

@@ -133,6 +133,7 @@ const SANDBOX_OWNER: &str = "";
 pub struct Sandbox {
     engine: Engine,
     storages: Storages,
+    devices: Devices,
     hub: Hub,
     registry: Mutex<Registry>,
     oom: Arc<OomEvents>,
@@ -147,11 +148,12 @@ impl Sandbox {
     pub fn new(config: &Config, children: Children, devices: Devices) -> Arc<Self> {
         let engine = Engine::new(children, config.container_pipe_size);
         let hub = Hub::new(config);
-        let storages = Storages::new(devices, hub.clone(), engine.children.clone());
+        let storages = Storages::new(devices.clone(), hub.clone(), engine.children.clone());
         let registry = Mutex::default();
         Arc::new(Self {
             engine,
             storages,
+            devices,
             hub,
             registry,
             oom: Arc::default(),
@@ -163,6 +165,11 @@ impl Sandbox {
     fn registry(&self) -> MutexGuard<'_, Registry> {
         // Held for single map operations only; none leaves it half done.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The devices of the guest.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     /// Connections that the host opened for streams of processes.

@@ -48,10 +48,6 @@ const METHODS: [&str; 42] = [
     "SetGuestDateTime",
     "CopyFile",
     "GetOOMEvent",
-    "AddSwap",
-    "AddSwapPath",
-    "GetVolumeStats",
-    "ResizeVolume",
     "SetPolicy",
 ];
 
