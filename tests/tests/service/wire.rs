@@ -48,6 +48,10 @@ const METHODS: [&str; 42] = [
     "SetGuestDateTime",
     "CopyFile",
     "GetOOMEvent",
+    "AddSwap",
+    "AddSwapPath",
+    "GetVolumeStats",
+    "ResizeVolume",
     "SetPolicy",
 ];
 
