@@ -18,6 +18,7 @@ pub mod agent;
 pub mod artifacts;
 pub mod container;
 pub mod cuts;
+pub mod disks;
 mod exit;
 pub mod facts;
 pub mod figures;

@@ -89,6 +89,17 @@ impl Guest {
         self
     }
 
+    /// Adds persistent memory, `/dev/pmem0` for the first. The file's size must be a multiple of 2 MiB.
+    pub fn persistent_memory(mut self, path: &Path, kind: DiskKind) -> Guest {
+        self.config.disks.push(Disk {
+            path: path.to_owned(),
+            serial: String::new(),
+            readonly: false,
+            kind,
+        });
+        self
+    }
+
     /// The guest's root is not the initramfs.
     pub fn root(mut self, root: Root) -> Guest {
         self.config.root = Some(root);
@@ -311,7 +322,7 @@ pub fn ext4_image(path: &Path, mib: u32, from: Option<&Path>) -> PathBuf {
 }
 
 /// The user's search path, and the directories of the system's own programs that it may lack.
-fn search_path() -> String {
+pub(crate) fn search_path() -> String {
     format!(
         "{}:/usr/sbin:/sbin",
         std::env::var("PATH").unwrap_or_default()

@@ -16,13 +16,17 @@ use rootfs_builder::{setup, toolchain};
 use super::tally::Tally;
 
 /// What only the tests need of the host, besides what booting a guest does.
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 14] = [
     Need::file(
         &["/bin/busybox", "/usr/bin/busybox"],
         "busybox-static",
         "to make the tests' containers",
     ),
     Need::program("mkfs.ext4", "e2fsprogs", "to make the tests' disks"),
+    Need::program("mkfs.xfs", "xfsprogs", "to make the tests' disks"),
+    Need::program("mkfs.erofs", "erofs-utils", "to make the tests' layers"),
+    Need::program("sfdisk", "fdisk", "to make the tests' partitions"),
+    Need::program("mkswap", "util-linux", "to make the tests' swap"),
     Need::program("unshare", "util-linux", "to run the agent without a VM"),
     Need::program(
         "qemu-aarch64-static",
