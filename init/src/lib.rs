@@ -114,6 +114,7 @@ const COMPLETE: &[Step] = &[
     // Logs by itself what is missing; any version is better than none.
     step("cgroup",   GoOn,     |boot| { boot.cgroup = cgroup::mount(&boot.cmdline); Ok(()) }),
     step("loopback", GoOn,     |_|    Ok(net::loopback_up()?)),
+    step("tcp",      GoOn,     |boot| Ok(net::tcp_congestion(&boot.cmdline)?)),
     step("hostname", GoOn,     |_|    Ok(host::set_hostname()?)),
     // No key on the console may reach PID 1.
     step("console",  GoOn,     |_|    Ok(console::detach()?)),

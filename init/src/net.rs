@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The loopback interface.
+//! The loopback interface, and how TCP reacts to congestion.
 //!
 //! Two ioctls (netdevice(7)), so that a boot needs no netlink library. Every
 //! other interface is the agent's. The kernel gives a loopback that comes up
@@ -7,10 +7,23 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use thiserror::Error;
+
+use crate::cmdline::CommandLine;
+
+/// The word that names the algorithm by which TCP reacts to congestion.
+const CONGESTION: &str = "keelson.tcp_congestion";
+
+/// Where the kernel takes its name (tcp(7)).
+const CONGESTION_FILE: &str = "proc/sys/net/ipv4/tcp_congestion_control";
+
+/// The kernel's bound on such a name, with the byte that ends it.
+const CONGESTION_SIZE: usize = 16;
 
 /// Loopback could not be brought up.
 #[derive(Debug, Error)]
@@ -24,6 +37,46 @@ pub enum LoopbackError {
     /// Its flags could not be set.
     #[error("Cannot bring lo up")]
     Set(#[source] Errno),
+}
+
+/// TCP's reaction to congestion could not be chosen.
+#[derive(Debug, Error)]
+pub enum CongestionError {
+    /// No algorithm is called that.
+    #[error("{CONGESTION} is ignored: it is not the name of an algorithm")]
+    Name,
+    /// The kernel does not have it.
+    #[error("{CONGESTION}={name} is ignored: cannot write {}", path.display())]
+    Write {
+        /// The algorithm.
+        name: String,
+        /// The kernel's file.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// Chooses the algorithm that the command line names; without the word, the
+/// kernel's own choice stays.
+pub fn tcp_congestion(cmdline: &CommandLine) -> Result<(), CongestionError> {
+    tcp_congestion_at(Path::new("/"), cmdline)
+}
+
+fn tcp_congestion_at(root: &Path, cmdline: &CommandLine) -> Result<(), CongestionError> {
+    let Some(name) = cmdline.value(CONGESTION) else {
+        return Ok(());
+    };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+    if name.is_empty() || name.len() >= CONGESTION_SIZE || !name.bytes().all(plain) {
+        return Err(CongestionError::Name);
+    }
+    let path = root.join(CONGESTION_FILE);
+    fs::write(&path, name).map_err(|source| CongestionError::Write {
+        name: name.to_owned(),
+        path,
+        source,
+    })
 }
 
 /// Brings `lo` up in this network namespace. Done already is fine.
@@ -77,5 +130,29 @@ mod tests {
         assert_eq!(request.ifr_name[0] as u8, b'l');
         assert_eq!(request.ifr_name[1] as u8, b'o');
         assert!(request.ifr_name[2..].iter().all(|&c| c == 0));
+    }
+
+    #[test]
+    fn congestion_control_is_what_the_word_says() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join(CONGESTION_FILE);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        let choose = |line: &str| {
+            fs::write(&file, "cubic").unwrap();
+            let result = tcp_congestion_at(root.path(), &CommandLine::parse(line.as_bytes()));
+            (result.is_ok(), fs::read_to_string(&file).unwrap())
+        };
+        assert_eq!(choose("quiet"), (true, "cubic".to_owned()));
+        assert_eq!(
+            choose("keelson.tcp_congestion=bbr"),
+            (true, "bbr".to_owned())
+        );
+        for bad in ["", "../x", "sixteen_letters_", "\"b b\""] {
+            let line = format!("keelson.tcp_congestion={bad}");
+            assert_eq!(choose(&line), (false, "cubic".to_owned()), "{bad:?}");
+        }
+        fs::remove_dir_all(root.path().join("proc")).unwrap();
+        let line = CommandLine::parse(b"keelson.tcp_congestion=bbr");
+        assert!(tcp_congestion_at(root.path(), &line).is_err());
     }
 }

@@ -6,6 +6,7 @@
 
 mod disk;
 mod error;
+mod net;
 pub mod pci;
 pub mod scsi;
 mod wait;
@@ -85,6 +86,15 @@ impl Devices {
         let look = || disk::look_at_size(&file, bytes);
         let address = format!("{major}:{minor} of {bytes} bytes");
         self.appearing(&address, wait::Bus::None, look).await
+    }
+
+    /// The numbers of the network interfaces that a PCI device provides, at least one.
+    ///
+    /// # Errors
+    /// [`DeviceError::Late`] when none appears in time.
+    pub async fn network_interfaces(&self, path: &PciPath) -> Result<Vec<u32>, DeviceError> {
+        let look = || net::look(self.sysfs(), path);
+        self.appearing(path, wait::Bus::Pci, look).await
     }
 
     /// The sysfs directory of a PCI device, whatever it is.

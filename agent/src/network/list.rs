@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What ListInterfaces and ListRoutes tell (protocol 10.3, 10.4). Owns the
-//! reading of rtnetlink's messages on links, addresses and routes.
+//! What ListInterfaces and ListRoutes tell (protocol 10.3, 10.4), and what is
+//! compared with what is wanted. Owns the reading of rtnetlink's messages on
+//! links, addresses and routes.
 
 use std::collections::HashMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::libc::{
     AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU,
-    RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_SRC, RTA_TABLE,
-    RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE,
-    RTN_UNICAST,
+    RT_SCOPE_LINK, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC,
+    RTA_PRIORITY, RTA_SRC, RTA_TABLE, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE,
+    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST,
 };
 
-pub use super::netlink::NetlinkError;
-use super::netlink::{Message, Socket, attributes, u32_at};
+use super::netlink::{Message, NetlinkError, Socket, attributes, u32_at};
 
 /// Lengths of the fixed parts: ifinfomsg, ifaddrmsg, rtmsg.
 const LINK: usize = 16;
@@ -22,11 +22,13 @@ const ADDRESS: usize = 8;
 const ROUTE: usize = 12;
 
 /// A gateway of the other family (linux/rtnetlink.h; libc has it for glibc only).
-const RTA_VIA: u16 = 18;
+pub(super) const RTA_VIA: u16 = 18;
 /// The metric of a route that is its MTU; the only one the protocol has.
-const RTAX_MTU: u16 = 2;
+pub(super) const RTAX_MTU: u16 = 2;
 /// The gateway is to be reached even though no address says so.
-const RTNH_F_ONLINK: u32 = 4;
+pub(super) const RTNH_F_ONLINK: u32 = 4;
+/// The address is nobody's but an administrator's (linux/if_addr.h).
+const IFA_F_PERMANENT: u8 = 0x80;
 
 /// An address and the length of its network's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,57 @@ pub struct Address {
     pub ip: IpAddr,
     /// At most 32 or 128.
     pub prefix: u8,
+}
+
+impl Address {
+    /// The address of the network: all after the prefix is 0.
+    #[must_use]
+    pub fn network(self) -> Self {
+        let prefix = u32::from(self.prefix);
+        let ip = match self.ip {
+            IpAddr::V4(ip) => IpAddr::from((u32::from(ip) & !(ones_v4(prefix))).to_be_bytes()),
+            IpAddr::V6(ip) => {
+                let rest = u128::MAX.checked_shr(prefix).unwrap_or(0);
+                IpAddr::from((u128::from(ip) & !rest).to_be_bytes())
+            }
+        };
+        Self { ip, ..self }
+    }
+
+    /// Where all stations of a network of IPv4 listen; none for links of two.
+    pub(super) fn broadcast(self) -> Option<IpAddr> {
+        match self.ip {
+            IpAddr::V4(ip) if self.prefix < 31 => {
+                let all = u32::from(ip) | ones_v4(u32::from(self.prefix));
+                Some(IpAddr::from(all.to_be_bytes()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Ones after the prefix.
+fn ones_v4(prefix: u32) -> u32 {
+    u32::MAX.checked_shr(prefix).unwrap_or(0)
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix)
+    }
+}
+
+/// An address that a link has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Held {
+    /// The link.
+    pub index: u32,
+    /// The address.
+    pub address: Address,
+    /// The other end of a point-to-point link, and else the address itself.
+    pub peer: IpAddr,
+    /// It was given, and not made by the kernel from what it heard or by itself.
+    pub given: bool,
 }
 
 /// The family of a route's addresses.
@@ -57,6 +110,8 @@ pub struct Interface {
     pub hw_addr: String,
     /// In bytes.
     pub mtu: u32,
+    /// `IFF_*`.
+    pub flags: u32,
     /// In the kernel's order.
     pub addresses: Vec<Address>,
 }
@@ -83,6 +138,16 @@ pub struct Route {
     pub mtu: u32,
 }
 
+/// A route as it is in the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub route: Route,
+    /// Its priority among those to the same destination.
+    pub metric: u32,
+    /// The kernel's message, from which it can be made again.
+    pub message: Vec<u8>,
+}
+
 /// All interfaces with their addresses, `lo` included. Blocks shortly.
 ///
 /// # Errors
@@ -90,15 +155,22 @@ pub struct Route {
 pub fn interfaces() -> Result<Vec<Interface>, NetlinkError> {
     let socket = Socket::open()?;
     let mut interfaces = links(&socket)?;
-    let any = family_request(AF_UNSPEC, ADDRESS);
-    let addresses = socket.dump("list addresses", RTM_GETADDR, &any, address_of)?;
-    for (index, address) in addresses {
-        let owner = interfaces.iter_mut().find(|i| i.index == index);
+    let places: HashMap<_, _> = interfaces.iter().map(|i| i.index).zip(0..).collect();
+    for held in addresses(&socket)? {
+        let owner = places
+            .get(&held.index)
+            .and_then(|&at| interfaces.get_mut::<usize>(at));
         if let Some(owner) = owner {
-            owner.addresses.push(address);
+            owner.addresses.push(held.address);
         }
     }
     Ok(interfaces)
+}
+
+/// The addresses of all links.
+pub(super) fn addresses(socket: &Socket) -> Result<Vec<Held>, NetlinkError> {
+    let any = family_request(AF_UNSPEC, ADDRESS);
+    socket.dump("list addresses", RTM_GETADDR, &any, address_of)
 }
 
 /// The routes of the main table, version 4 first. Routes that name neither a
@@ -108,22 +180,46 @@ pub fn interfaces() -> Result<Vec<Interface>, NetlinkError> {
 /// [`NetlinkError`].
 pub fn routes() -> Result<Vec<Route>, NetlinkError> {
     let socket = Socket::open()?;
-    let names: HashMap<_, _> = links(&socket)?
+    let names = links(&socket)?
         .into_iter()
-        .map(|link| (link.index, link.name))
-        .collect();
+        .map(|link| (link.index, link.name));
+    let names = names.collect();
+    table(&socket, |message| {
+        route_of(message, &names).map(|(route, _)| route)
+    })
+}
+
+/// The same with all that it takes to put one back.
+pub(super) fn entries(
+    socket: &Socket,
+    names: &HashMap<u32, String>,
+) -> Result<Vec<Entry>, NetlinkError> {
+    table(socket, |message| {
+        let (route, metric) = route_of(message, names)?;
+        let message = message.payload.to_vec();
+        Some(Entry {
+            route,
+            metric,
+            message,
+        })
+    })
+}
+
+fn table<T>(
+    socket: &Socket,
+    take: impl Fn(&Message<'_>) -> Option<T>,
+) -> Result<Vec<T>, NetlinkError> {
     let mut routes = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let request = family_request(family, ROUTE);
-        let found = socket.dump("list routes", RTM_GETROUTE, &request, |message| {
-            route_of(&message, &names)
-        });
-        routes.extend(found?);
+        let take = |message: Message<'_>| take(&message);
+        routes.extend(socket.dump("list routes", RTM_GETROUTE, &request, take)?);
     }
     Ok(routes)
 }
 
-fn links(socket: &Socket) -> Result<Vec<Interface>, NetlinkError> {
+/// All links, without their addresses.
+pub(super) fn links(socket: &Socket) -> Result<Vec<Interface>, NetlinkError> {
     let any = family_request(AF_UNSPEC, LINK);
     socket.dump("list links", RTM_GETLINK, &any, link_of)
 }
@@ -144,6 +240,7 @@ fn link_of(message: Message<'_>) -> Option<Interface> {
         name: String::new(),
         hw_addr: String::new(),
         mtu: 0,
+        flags: u32_at(message.payload, 8)?,
         addresses: Vec::new(),
     };
     for (kind, value) in attributes(message.payload, LINK) {
@@ -157,11 +254,11 @@ fn link_of(message: Message<'_>) -> Option<Interface> {
     Some(interface)
 }
 
-fn address_of(message: Message<'_>) -> Option<(u32, Address)> {
+fn address_of(message: Message<'_>) -> Option<Held> {
     if message.kind != RTM_NEWADDR {
         return None;
     }
-    let &[family, prefix, ..] = message.payload else {
+    let &[family, prefix, flags, scope, ..] = message.payload else {
         return None;
     };
     let index = u32_at(message.payload, 4)?;
@@ -175,10 +272,17 @@ fn address_of(message: Message<'_>) -> Option<(u32, Address)> {
         }
     }
     let ip = local.or(address)?;
-    Some((index, Address { ip, prefix }))
+    // Of IPv6 the kernel makes the link's own by itself, and others from what routers say.
+    let own = ip.is_ipv6() && scope == RT_SCOPE_LINK;
+    Some(Held {
+        index,
+        address: Address { ip, prefix },
+        peer: address.unwrap_or(ip),
+        given: flags & IFA_F_PERMANENT != 0 && !own,
+    })
 }
 
-fn route_of(message: &Message<'_>, names: &HashMap<u32, String>) -> Option<Route> {
+fn route_of(message: &Message<'_>, names: &HashMap<u32, String>) -> Option<(Route, u32)> {
     let &[
         family,
         dest_prefix,
@@ -197,7 +301,7 @@ fn route_of(message: &Message<'_>, names: &HashMap<u32, String>) -> Option<Route
     if message.kind != RTM_NEWROUTE || kind != RTN_UNICAST || flags & RTM_F_CLONED != 0 {
         return None;
     }
-    let mut table = u32::from(table);
+    let (mut table, mut metric) = (u32::from(table), 0);
     let (mut dest, mut gateway, mut selector, mut preferred) = (None, None, None, None);
     let mut route = Route {
         dest: String::new(),
@@ -218,6 +322,7 @@ fn route_of(message: &Message<'_>, names: &HashMap<u32, String>) -> Option<Route
             RTA_GATEWAY => gateway = ip(family, value),
             RTA_VIA => gateway = via(value),
             RTA_OIF => route.device = names.get(&u32_at(value, 0)?).cloned()?,
+            RTA_PRIORITY => metric = u32_at(value, 0)?,
             RTA_METRICS => route.mtu = mtu(value),
             _ => {}
         }
@@ -237,7 +342,7 @@ fn route_of(message: &Message<'_>, names: &HashMap<u32, String>) -> Option<Route
         (None, Some(ip)) => ip.to_string(),
         (None, None) => String::new(),
     };
-    Some(route)
+    Some((route, metric))
 }
 
 fn unspecified(family: u8) -> Option<IpAddr> {
@@ -273,7 +378,8 @@ fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
-fn hw_addr(value: &[u8]) -> String {
+/// `AA:BB:…`, as links' addresses are told.
+pub(super) fn hw_addr(value: &[u8]) -> String {
     let mut text = String::with_capacity(value.len() * 3);
     for (n, byte) in value.iter().enumerate() {
         let colon = if n > 0 { ":" } else { "" };
@@ -287,7 +393,9 @@ fn hw_addr(value: &[u8]) -> String {
 mod tests {
     use super::*;
     use netlink_packet_core::NetlinkSerializable;
-    use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+    use netlink_packet_route::address::{
+        AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+    };
     use netlink_packet_route::link::{LinkAttribute, LinkMessage};
     use netlink_packet_route::route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType,
@@ -317,7 +425,7 @@ mod tests {
             payload: &payload,
         };
         let names = HashMap::from([(2, "eth0".to_owned())]);
-        route_of(&message, &names)
+        route_of(&message, &names).map(|(route, _)| route)
     }
 
     fn v4(text: &str) -> RouteAddress {
@@ -365,7 +473,9 @@ mod tests {
                 kind: RTM_NEWADDR,
                 payload: &payload,
             };
-            assert_eq!(address_of(message), Some((3, Address { ip, prefix })));
+            let held = address_of(message).unwrap();
+            assert_eq!((held.index, held.address), (3, Address { ip, prefix }));
+            assert!(!held.given && held.peer == ip);
         }
     }
 
@@ -382,7 +492,51 @@ mod tests {
             kind: RTM_NEWADDR,
             payload: &payload,
         };
-        assert_eq!(address_of(message).unwrap().1.ip.to_string(), "10.0.0.2");
+        let held = address_of(message).unwrap();
+        assert_eq!(held.address.ip.to_string(), "10.0.0.2");
+        assert_eq!(held.peer.to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn the_kernels_own_addresses_are_not_given() {
+        let given = |ip: &str, scope, flags| {
+            let mut address = AddressMessage::default();
+            let ip: IpAddr = ip.parse().unwrap();
+            let v4 = ip.is_ipv4();
+            let families = [AddressFamily::Inet6, AddressFamily::Inet];
+            address.header.family = families[usize::from(v4)];
+            address.header.scope = scope;
+            address.header.flags = flags;
+            address.attributes = vec![AddressAttribute::Address(ip)];
+            let payload = written(&RouteNetlinkMessage::NewAddress(address));
+            let kind = RTM_NEWADDR;
+            let payload = &payload;
+            address_of(Message { kind, payload }).unwrap().given
+        };
+        let (link, all) = (AddressScope::Link, AddressScope::Universe);
+        let permanent = AddressHeaderFlags::Permanent;
+        assert!(given("10.0.0.2", all, permanent) && given("169.254.0.2", link, permanent));
+        assert!(given("fd00::2", all, permanent) && !given("fe80::2", link, permanent));
+        assert!(!given("2001:db8::2", all, AddressHeaderFlags::empty()));
+    }
+
+    #[test]
+    fn networks_of_addresses() {
+        for (ip, prefix, network, broadcast) in [
+            ("10.1.2.3", 0, "0.0.0.0/0", Some("255.255.255.255")),
+            ("10.1.2.3", 20, "10.1.0.0/20", Some("10.1.15.255")),
+            ("10.1.2.3", 31, "10.1.2.2/31", None),
+            ("10.1.2.3", 32, "10.1.2.3/32", None),
+            ("fd00::1:2:3", 0, "::/0", None),
+            ("fd00::1:2:3", 64, "fd00::/64", None),
+            ("fd00::1:2:3", 128, "fd00::1:2:3/128", None),
+        ] {
+            let ip = ip.parse().unwrap();
+            let address = Address { ip, prefix };
+            assert_eq!(address.network().to_string(), network);
+            let broadcast = broadcast.map(|ip| ip.parse().unwrap());
+            assert_eq!(address.broadcast(), broadcast, "{address}");
+        }
     }
 
     #[test]

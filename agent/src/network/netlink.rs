@@ -3,16 +3,19 @@
 //! framing; what messages mean is for others. Blocks, but never for longer
 //! than the kernel needs to answer.
 
-use std::os::fd::OwnedFd;
+use std::cell::Cell;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
     NlasIterator,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
+
+use super::request::{Kernel, Request};
 
 /// The kernel fills at most this much at once (netlink(7)).
 const PIECE: usize = 32 * 1024;
@@ -40,8 +43,22 @@ pub enum NetlinkError {
     },
 }
 
+impl NetlinkError {
+    /// The kernel's reason, if it gave one.
+    pub(super) fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Kernel { source, .. } => Some(*source),
+            Self::Malformed { .. } => None,
+        }
+    }
+}
+
 /// A socket to the kernel's routing part.
-pub(super) struct Socket(OwnedFd);
+pub(super) struct Socket {
+    fd: OwnedFd,
+    /// Of the last request: answers to earlier ones are not taken for its own.
+    number: Cell<u32>,
+}
 
 /// One message of an answer: its type and what follows the header.
 pub(super) struct Message<'a> {
@@ -57,8 +74,61 @@ impl Socket {
             SockFlag::SOCK_CLOEXEC,
             SockProtocol::NetlinkRoute,
         );
-        let socket = socket.map_err(failed("open a socket"))?;
-        Ok(Self(socket))
+        let fd = socket.map_err(failed("open a socket"))?;
+        let number = Cell::new(0);
+        Ok(Self { fd, number })
+    }
+
+    /// Sends a request and gives its number.
+    fn send(
+        &self,
+        step: &'static str,
+        kind: u16,
+        flags: u16,
+        payload: &[u8],
+    ) -> Result<u32, NetlinkError> {
+        let number = self.number.get().wrapping_add(1);
+        self.number.set(number);
+        let message = frame(kind, NLM_F_REQUEST | flags, number, payload);
+        send(self.fd.as_raw_fd(), &message, MsgFlags::empty()).map_err(failed(step))?;
+        Ok(number)
+    }
+
+    /// The next datagram, as much of `buffer` as it fills.
+    fn receive<'a>(
+        &self,
+        step: &'static str,
+        buffer: &'a mut [u8],
+    ) -> Result<&'a [u8], NetlinkError> {
+        let read = loop {
+            match recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC) {
+                Err(Errno::EINTR) => {}
+                other => break other.map_err(failed(step))?,
+            }
+        };
+        buffer.get(..read).ok_or(NetlinkError::Malformed { step })
+    }
+
+    /// Asks for one thing and gives what the kernel says of it; empty if that is
+    /// only that it was done.
+    pub(super) fn answer(&self, request: &Request) -> Result<Vec<u8>, NetlinkError> {
+        let step = request.step;
+        let flags = request.flags | NLM_F_ACK;
+        let number = self.send(step, request.kind, flags, &request.payload)?;
+        let (mut answer, mut buffer) = (Vec::new(), vec![0u8; PIECE]);
+        loop {
+            for message in messages(self.receive(step, &mut buffer)?) {
+                let (header, payload) = message.ok_or(NetlinkError::Malformed { step })?;
+                if header.sequence_number() != number {
+                    continue;
+                }
+                if header.message_type() == NLMSG_ERROR {
+                    check_code(step, payload)?;
+                    return Ok(answer);
+                }
+                answer = payload.to_vec();
+            }
+        }
     }
 
     /// Asks for everything of a kind and gives each message to `take`, whose
@@ -70,10 +140,8 @@ impl Socket {
         request: &[u8],
         take: impl Fn(Message<'_>) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
-        for number in 1..=ATTEMPTS {
-            let number = u32::try_from(number).unwrap_or(u32::MAX);
-            let message = frame(kind, NLM_F_REQUEST | NLM_F_DUMP, number, request);
-            send(as_raw(&self.0), &message, MsgFlags::empty()).map_err(failed(step))?;
+        for _ in 0..ATTEMPTS {
+            let number = self.send(step, kind, NLM_F_DUMP, request)?;
             // A dump that something changed under is read to its end and asked for again.
             if let Some(found) = self.read_dump(step, number, &take)? {
                 return Ok(found);
@@ -92,14 +160,7 @@ impl Socket {
         let mut consistent = true;
         let mut buffer = vec![0u8; PIECE];
         loop {
-            let read = match recv(as_raw(&self.0), &mut buffer, MsgFlags::MSG_TRUNC) {
-                Err(Errno::EINTR) => continue,
-                other => other.map_err(failed(step))?,
-            };
-            if read > buffer.len() {
-                return Err(NetlinkError::Malformed { step });
-            }
-            for message in messages(&buffer[..read]) {
+            for message in messages(self.receive(step, &mut buffer)?) {
                 let (header, payload) = message.ok_or(NetlinkError::Malformed { step })?;
                 if header.sequence_number() != number {
                     continue;
@@ -121,8 +182,10 @@ impl Socket {
     }
 }
 
-fn as_raw(fd: &OwnedFd) -> i32 {
-    std::os::fd::AsRawFd::as_raw_fd(fd)
+impl Kernel for Socket {
+    fn ask(&self, request: &Request) -> Result<(), NetlinkError> {
+        self.answer(request).map(drop)
+    }
 }
 
 fn failed(step: &'static str) -> impl FnOnce(Errno) -> NetlinkError {
@@ -191,6 +254,7 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::libc::RTM_GETLINK;
 
     #[test]
     fn frames_are_read_as_written() {
@@ -221,6 +285,17 @@ mod tests {
             .dump("try", 0xfff0, &[0; 16], |_| Some(()))
             .unwrap_err();
         assert!(matches!(error, NetlinkError::Kernel { .. }), "{error}");
+        // The same socket goes on, and answers do not get mixed up.
+        let request = Request::new("look", RTM_GETLINK, 0, &lo());
+        assert!(socket.answer(&request).unwrap().len() > 16);
+        let refused = socket.ask(&Request::new("try", 0xfff0, 0, &[0; 16]));
+        assert_eq!(refused.unwrap_err().errno(), Some(Errno::EOPNOTSUPP));
+    }
+
+    fn lo() -> [u8; 16] {
+        let mut fixed = [0; 16];
+        fixed[4] = 1;
+        fixed
     }
 
     proptest::proptest! {

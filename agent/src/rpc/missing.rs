@@ -12,11 +12,6 @@ use ttrpc::{Code, get_status};
 pub const TABLE: &[(&str, &str)] = &[
     ("UpdateEphemeralMounts", "remounting of ephemeral storages"),
     ("RemoveStaleVirtiofsShareMounts", "virtio-fs mount refresh"),
-    ("UpdateInterface", "network configuration"),
-    ("UpdateRoutes", "network configuration"),
-    ("AddARPNeighbors", "network configuration"),
-    ("GetIPTables", "iptables"),
-    ("SetIPTables", "iptables"),
     ("GetMetrics", "metrics"),
     ("MemAgentMemcgSet", "the memory agent"),
     ("MemAgentCompactSet", "the memory agent"),

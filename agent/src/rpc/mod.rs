@@ -29,6 +29,7 @@ use protocols::agent_ttrpc::{AgentService, create_agent_service};
 use protocols::csi::VolumeStatsResponse;
 use protocols::empty::Empty;
 use protocols::health_ttrpc::create_health;
+use protocols::types::Interface;
 use ttrpc::r#async::{Service, TtrpcContext};
 
 use crate::files::CopyRoot;
@@ -205,16 +206,52 @@ impl AgentService for Agent {
         stats::oom_event(&self.sandbox).await
     }
 
+    async fn update_interface(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateInterfaceRequest,
+    ) -> Reply<Interface> {
+        network::update_interface(&self.sandbox, request).await
+    }
+
+    async fn update_routes(&self, _: &TtrpcContext, request: UpdateRoutesRequest) -> Reply<Routes> {
+        network::update_routes(&self.sandbox, &request).await
+    }
+
+    async fn add_arp_neighbors(
+        &self,
+        _: &TtrpcContext,
+        request: AddARPNeighborsRequest,
+    ) -> Reply<Empty> {
+        network::add_neighbours(&self.sandbox, &request).await
+    }
+
+    async fn get_ip_tables(
+        &self,
+        _: &TtrpcContext,
+        request: GetIPTablesRequest,
+    ) -> Reply<GetIPTablesResponse> {
+        network::get_tables(&self.sandbox, &request).await
+    }
+
+    async fn set_ip_tables(
+        &self,
+        _: &TtrpcContext,
+        request: SetIPTablesRequest,
+    ) -> Reply<SetIPTablesResponse> {
+        network::set_tables(&self.sandbox, request).await
+    }
+
     async fn list_interfaces(
         &self,
         _: &TtrpcContext,
         _: ListInterfacesRequest,
     ) -> Reply<Interfaces> {
-        network::list_interfaces()
+        network::list_interfaces(&self.sandbox).await
     }
 
     async fn list_routes(&self, _: &TtrpcContext, _: ListRoutesRequest) -> Reply<Routes> {
-        network::list_routes()
+        network::list_routes(&self.sandbox).await
     }
 
     async fn reseed_random_dev(

@@ -1,26 +1,150 @@
 // SPDX-License-Identifier: Apache-2.0
-//! ListInterfaces and ListRoutes.
+//! The guest's network: interfaces, routes, neighbours, iptables.
 
-use protocols::agent::{Interfaces, Routes};
+use std::sync::Arc;
+
+use protocols::agent::{
+    AddARPNeighborsRequest, GetIPTablesRequest, GetIPTablesResponse, Interfaces, Routes,
+    SetIPTablesRequest, SetIPTablesResponse, UpdateInterfaceRequest, UpdateRoutesRequest,
+};
+use protocols::empty::Empty;
 use protocols::types;
 
-use super::status::Coded;
+use super::status::{Coded, missing};
 use crate::network::list::{self, Family};
+use crate::network::plan::{
+    self, InterfacePlan, LinkName, MAX_ADDRESSES, MAX_ENTRIES, Mac, NeighbourPlan, RoutePlan,
+    RouteWords,
+};
+use crate::network::{NetworkError, iptables};
+use crate::sandbox::Sandbox;
 
-pub fn list_interfaces() -> ttrpc::Result<Interfaces> {
-    let all = list::interfaces().map_err(Coded::status)?;
+/// The kernel's flag of links that resolve no addresses, the only one that counts here.
+const NO_ARP: u32 = libc::IFF_NOARP as u32;
+
+pub async fn update_interface(
+    sandbox: &Arc<Sandbox>,
+    request: UpdateInterfaceRequest,
+) -> ttrpc::Result<types::Interface> {
+    let wanted = request.interface.into_option();
+    let wanted = wanted.ok_or_else(|| missing("interface"))?;
+    let plan = interface_plan(&wanted).map_err(Coded::status)?;
+    let done = sandbox.network().update_interface(plan).await;
+    done.map_err(Coded::status)?;
+    Ok(wanted)
+}
+
+pub async fn update_routes(
+    sandbox: &Arc<Sandbox>,
+    request: &UpdateRoutesRequest,
+) -> ttrpc::Result<Routes> {
+    let wanted = request.routes.as_ref().ok_or_else(|| missing("routes"))?;
+    let plans = all("routes", MAX_ENTRIES, &wanted.Routes, route_plan).map_err(Coded::status)?;
+    let done = sandbox.network().update_routes(plans).await;
+    done.map(routes).map_err(Coded::status)
+}
+
+pub async fn add_neighbours(
+    sandbox: &Arc<Sandbox>,
+    request: &AddARPNeighborsRequest,
+) -> ttrpc::Result<Empty> {
+    let wanted = request.neighbors.as_ref();
+    let wanted = wanted.ok_or_else(|| missing("neighbours"))?;
+    let plans = all(
+        "neighbours",
+        MAX_ENTRIES,
+        &wanted.ARPNeighbors,
+        neighbour_plan,
+    );
+    let plans = plans.map_err(Coded::status)?;
+    let done = sandbox.network().add_neighbours(plans).await;
+    done.map_err(Coded::status)?;
+    Ok(Empty::new())
+}
+
+pub async fn get_tables(
+    sandbox: &Arc<Sandbox>,
+    request: &GetIPTablesRequest,
+) -> ttrpc::Result<GetIPTablesResponse> {
+    let children = &sandbox.network().children;
+    let data = iptables::save(children, request.is_ipv6).await;
+    Ok(GetIPTablesResponse {
+        data: data.map_err(Coded::status)?,
+        ..Default::default()
+    })
+}
+
+pub async fn set_tables(
+    sandbox: &Arc<Sandbox>,
+    request: SetIPTablesRequest,
+) -> ttrpc::Result<SetIPTablesResponse> {
+    let children = &sandbox.network().children;
+    let data = iptables::restore(children, request.is_ipv6, request.data).await;
+    Ok(SetIPTablesResponse {
+        data: data.map_err(Coded::status)?,
+        ..Default::default()
+    })
+}
+
+pub async fn list_interfaces(sandbox: &Arc<Sandbox>) -> ttrpc::Result<Interfaces> {
+    let all = sandbox.network().interfaces().await;
+    let all = all.map_err(Coded::status)?;
     Ok(Interfaces {
         Interfaces: all.into_iter().map(interface).collect(),
         ..Default::default()
     })
 }
 
-pub fn list_routes() -> ttrpc::Result<Routes> {
-    let all = list::routes().map_err(Coded::status)?;
-    Ok(Routes {
-        Routes: all.into_iter().map(route).collect(),
-        ..Default::default()
+pub async fn list_routes(sandbox: &Arc<Sandbox>) -> ttrpc::Result<Routes> {
+    let all = sandbox.network().routes().await;
+    all.map(routes).map_err(Coded::status)
+}
+
+/// Checks each of what may be many.
+fn all<W, P>(
+    what: &'static str,
+    most: usize,
+    words: &[W],
+    check: fn(&W) -> Result<P, NetworkError>,
+) -> Result<Vec<P>, NetworkError> {
+    if words.len() > most {
+        return Err(NetworkError::TooMany { what, most });
+    }
+    words.iter().map(check).collect()
+}
+
+fn interface_plan(wanted: &types::Interface) -> Result<InterfacePlan, NetworkError> {
+    let address = |words: &types::IPAddress| plan::address(&words.address, &words.mask);
+    Ok(InterfacePlan {
+        name: LinkName::changeable(&wanted.name)?,
+        mac: Mac::optional(&wanted.hwAddr)?,
+        addresses: all("addresses", MAX_ADDRESSES, &wanted.IPAddresses, address)?,
+        mtu: plan::mtu(wanted.mtu)?,
+        arp: wanted.raw_flags & NO_ARP == 0,
+        device: plan::device(&wanted.devicePath)?,
     })
+}
+
+fn route_plan(wanted: &types::Route) -> Result<RoutePlan, NetworkError> {
+    RoutePlan::new(RouteWords {
+        dest: &wanted.dest,
+        gateway: &wanted.gateway,
+        device: &wanted.device,
+        source: &wanted.source,
+        scope: wanted.scope,
+        family: match wanted.family.enum_value_or_default() {
+            types::IPFamily::v4 => Family::V4,
+            types::IPFamily::v6 => Family::V6,
+        },
+        flags: wanted.flags,
+        mtu: wanted.mtu,
+    })
+}
+
+fn neighbour_plan(wanted: &types::ARPNeighbor) -> Result<NeighbourPlan, NetworkError> {
+    let ip = wanted.toIPAddress.as_ref().map_or("", |ip| &ip.address);
+    let (device, mac) = (&wanted.device, &wanted.lladdr);
+    NeighbourPlan::new(ip, device, mac, wanted.state, wanted.flags)
 }
 
 fn interface(link: list::Interface) -> types::Interface {
@@ -40,6 +164,13 @@ fn interface(link: list::Interface) -> types::Interface {
         IPAddresses: addresses.collect(),
         mtu: u64::from(link.mtu),
         hwAddr: link.hw_addr,
+        ..Default::default()
+    }
+}
+
+fn routes(all: Vec<list::Route>) -> Routes {
+    Routes {
+        Routes: all.into_iter().map(route).collect(),
         ..Default::default()
     }
 }

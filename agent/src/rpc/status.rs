@@ -16,7 +16,8 @@ use crate::container::state::StateError;
 use crate::files::FileError;
 use crate::guest::GuestError;
 use crate::launch::LaunchError;
-use crate::network::list::NetlinkError;
+use crate::network::NetworkError;
+use crate::network::iptables::IptablesError;
 use crate::sandbox::SandboxError;
 use crate::stdio::StdioError;
 use crate::storage::StorageError;
@@ -187,7 +188,13 @@ impl Coded for GuestError {
     }
 }
 
-impl Coded for NetlinkError {
+impl Coded for NetworkError {
+    fn code(&self) -> Code {
+        bad_if(self.is_bad_input())
+    }
+}
+
+impl Coded for IptablesError {
     fn code(&self) -> Code {
         Code::INTERNAL
     }

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::container::plan::{ContainerId, ContainerPlan, Hooks};
 use crate::container::{Container, ContainerError, Engine, Process, Shared, bundle, hooks};
 use crate::device::Devices;
+use crate::network::Network;
 use crate::pool::at_host_pace;
 use crate::rpc::status::chain;
 use crate::stdio::Arrivals;
@@ -135,6 +136,7 @@ pub struct Sandbox {
     storages: Storages,
     devices: Devices,
     hub: Hub,
+    network: Network,
     registry: Mutex<Registry>,
     oom: Arc<OomEvents>,
     /// Told when a creation has ended, well or not.
@@ -146,6 +148,7 @@ impl Sandbox {
     /// An empty sandbox.
     #[must_use]
     pub fn new(config: &Config, children: Children, devices: Devices) -> Arc<Self> {
+        let network = Network::new(devices.clone(), children.clone());
         let engine = Engine::new(children, config.container_pipe_size);
         let hub = Hub::new(config);
         let storages = Storages::new(devices.clone(), hub.clone(), engine.children.clone());
@@ -155,6 +158,7 @@ impl Sandbox {
             storages,
             devices,
             hub,
+            network,
             registry,
             oom: Arc::default(),
             settled: Notify::new(),
@@ -175,6 +179,11 @@ impl Sandbox {
     /// Connections that the host opened for streams of processes.
     pub fn arrivals(&self) -> &Arc<Arrivals> {
         &self.engine.arrivals
+    }
+
+    /// The guest's network, which its containers share.
+    pub fn network(&self) -> &Network {
+        &self.network
     }
 
     /// OOM kills in its containers.
