@@ -24,6 +24,7 @@ pub mod facts;
 pub mod figures;
 pub mod ledger;
 pub mod manage;
+pub mod net;
 pub mod plug;
 pub mod rootfs;
 pub mod roots;

@@ -110,6 +110,28 @@ impl Service {
         self.inner.log()
     }
 
+    /// A shell script that will run as root in the agent's network and mount namespaces.
+    pub fn script(&self, script: &str) -> Command {
+        let target = self.inner.child().id().to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &target]);
+        if !is_root().expect("/proc/self is there") {
+            command.args(["--user", "--preserve-credentials"]);
+        }
+        command.args(["--net", "--mount", "sh", "-e", "-c", script]);
+        command
+    }
+
+    /// Runs a shell script in the agent's namespaces and gives what it prints; insists that it succeeds.
+    pub fn sh(&self, script: &str) -> String {
+        let output = self.script(script).output();
+        let output = output.expect("nsenter runs (package util-linux)");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (said, complaint) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{script}: {complaint}{said}");
+        said
+    }
+
     /// Kills the agent's launcher, as the OOM killer might, and waits until it is gone; insists that there was one.
     pub async fn kill_launcher(&self) {
         let own = self.inner.child().id();

@@ -152,7 +152,13 @@ impl Vm {
         Vm::start(config, shape, Some(slot().await)).await
     }
 
-    /// The same with the kernel of a distributor, whose drivers are modules.
+    /// A further guest of a story that has one already: it waits for no place of its own, since two stories that each had one would
+    /// wait for each other.
+    pub async fn boot_beside(_first: &Vm, shape: impl FnOnce(Guest) -> Guest) -> Vm {
+        Vm::start(artifacts::guest().await.config(), shape, None).await
+    }
+
+    /// As [`Vm::boot`], with the kernel of a distributor, whose drivers are modules.
     pub async fn boot_distributors(shape: impl FnOnce(Guest) -> Guest) -> Vm {
         let config = artifacts::distributors_config().await;
         Vm::start(config, shape, Some(slot().await)).await

@@ -16,6 +16,8 @@ pub const MAX_ADDRESSES: usize = 1024;
 
 /// IFNAMSIZ, with the byte that ends a name.
 const NAME_SIZE: usize = 16;
+/// Longer than the path of any device.
+const PATH_SIZE: usize = 256;
 /// The least of IPv4, and the most that any link of the kernel's has.
 const MTU: std::ops::RangeInclusive<u64> = 68..=65_536;
 
@@ -192,8 +194,12 @@ pub fn mtu(bytes: u64) -> Result<Option<u32>, NetworkError> {
 /// A PCI path; an empty one is absent.
 ///
 /// # Errors
-/// [`NetworkError::Path`].
+/// [`NetworkError::Path`], or [`NetworkError::Invalid`] for a text without end.
 pub fn device(text: &str) -> Result<Option<PciPath>, NetworkError> {
+    if text.len() > PATH_SIZE {
+        let reason = "it is too long";
+        return Err(NetworkError::invalid("PCI path", text, reason));
+    }
     let path = (!text.is_empty()).then(|| PciPath::parse(text));
     path.transpose().map_err(NetworkError::Path)
 }

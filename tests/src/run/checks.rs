@@ -16,7 +16,7 @@ use rootfs_builder::{setup, toolchain};
 use super::tally::Tally;
 
 /// What only the tests need of the host, besides what booting a guest does.
-const NEEDS: [Need; 14] = [
+const NEEDS: &[Need] = &[
     Need::file(
         &["/bin/busybox", "/usr/bin/busybox"],
         "busybox-static",
@@ -28,6 +28,8 @@ const NEEDS: [Need; 14] = [
     Need::program("sfdisk", "fdisk", "to make the tests' partitions"),
     Need::program("mkswap", "util-linux", "to make the tests' swap"),
     Need::program("unshare", "util-linux", "to run the agent without a VM"),
+    Need::program("ip", "iproute2", "to make links for the agent without a VM"),
+    Need::program("iptables-restore", "iptables", "to have packet filters set"),
     Need::program(
         "qemu-aarch64-static",
         "qemu-user-static",

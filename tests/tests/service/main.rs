@@ -6,6 +6,7 @@ mod claims;
 mod codes;
 mod disconnects;
 mod life;
+mod network;
 mod oci;
 mod states;
 mod stats;

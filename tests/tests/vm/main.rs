@@ -15,6 +15,7 @@ mod limits;
 mod mounts;
 mod namespaces;
 mod neighbours;
+mod network;
 mod oom;
 mod passfd;
 mod pod;

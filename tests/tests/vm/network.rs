@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Network cards that come while the agent waits for them, and two guests that talk to each other through them.
+
+use std::path::Path;
+
+use serde_json::json;
+use tests::net::{interface, neighbour, route};
+use tests::plug::{Monitor, port_path};
+use tests::{Code, Vm, expect_refusal, vm_story};
+
+const A: &str = "02:00:00:00:00:0a";
+const B: &str = "02:00:00:00:00:0b";
+
+/// Plugs a network card into a root port; its cable ends on the host.
+async fn plug_card(monitor: &mut Monitor, port: u8, mac: &str, dir: &Path) {
+    let id = format!("card{port}");
+    let socket = dir.join(&id);
+    let address = json!({ "type": "unix", "path": socket });
+    let cable =
+        json!({ "type": "stream", "id": format!("{id}-cable"), "server": true, "addr": address });
+    monitor.run("netdev_add", cable).await;
+    let bus = format!("port{port}");
+    let card = json!({ "driver": "virtio-net-pci", "id": id, "netdev": format!("{id}-cable"), "mac": mac, "bus": bus });
+    monitor.plug(card).await;
+}
+
+#[test]
+fn a_card_is_waited_for_and_a_container_has_it() {
+    vm_story(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let vm = Vm::boot(|g| g.ports(2).words("keelson.tcp_congestion=bbr")).await;
+        vm.create_sandbox(|_| ()).await;
+        let mut monitor = vm.monitor().await;
+        let mut wanted = interface("eth0", A, &["10.0.0.2/24", "fd00::2/64"]);
+        wanted.devicePath = port_path(0);
+        wanted.mtu = 9000;
+        // Asked for before it is there; nobody else has to wait.
+        let other = vm.another_connection().await;
+        let waiting = tokio::spawn(async move { other.try_interface(wanted).await });
+        let result = vm.try_interface(interface("eth7", A, &[])).await;
+        expect_refusal(result, Code::INTERNAL, "Link not found (Name: eth7)");
+        plug_card(&mut monitor, 0, A, dir.path()).await;
+        waiting
+            .await
+            .expect("it ends")
+            .unwrap_or_else(|e| panic!("UpdateInterface: {e}"));
+        let script = "ip addr show eth0; cat /proc/sys/net/ipv4/tcp_congestion_control";
+        let seen = vm.sh("sees", script).await;
+        for part in ["UP", "mtu 9000", "10.0.0.2/24", "fd00::2/64", "bbr"] {
+            assert!(seen.ok().contains(part), "{part} is not in {}", seen.stdout);
+        }
+
+        // The next wants that name and gets it, and the hardware address that the host gives it now.
+        plug_card(&mut monitor, 1, B, dir.path()).await;
+        let mut wanted = interface("eth0", "02:00:00:00:00:0c", &["10.1.0.2/24"]);
+        wanted.devicePath = port_path(1);
+        vm.interface(wanted).await;
+        assert_eq!(vm.listed("eth0").await.hwAddr, "02:00:00:00:00:0C");
+        assert_eq!(vm.listed("eth1").await.hwAddr.to_lowercase(), A);
+        let seen = vm.sh("again", "ip addr show eth1").await;
+        assert!(seen.ok().contains("10.0.0.2/24"), "{}", seen.stdout);
+        monitor.unplug("card1").await;
+        vm.interface(interface("eth0", A, &["10.0.0.2/24"])).await;
+    });
+}
+
+/// One end of a cable between two guests.
+fn cable(mac: &str, own: &Path, other: &Path) -> [String; 4] {
+    let (own, other) = (own.display(), other.display());
+    [
+        "-netdev".to_owned(),
+        format!(
+            "dgram,id=cable,local.type=unix,local.path={own},remote.type=unix,remote.path={other}"
+        ),
+        "-device".to_owned(),
+        format!("virtio-net-pci,netdev=cable,mac={mac}"),
+    ]
+}
+
+async fn guest(first: Option<&Vm>, mac: &str, own: &Path, other: &Path) -> Vm {
+    let arguments = cable(mac, own, other);
+    let arguments = arguments.each_ref().map(String::as_str);
+    let plug_in = |g: tests::vm::Guest| g.qemu(&arguments);
+    let vm = match first {
+        None => Vm::boot(plug_in).await,
+        Some(first) => Vm::boot_beside(first, plug_in).await,
+    };
+    vm.create_sandbox(|_| ()).await;
+    vm
+}
+
+/// Whole packets of 9000 bytes go to and fro, and much data one way.
+async fn expect_traffic(from: &Vm, to: &Vm) {
+    // An address behind the other guest's own, for which a route is needed.
+    for ip in ["10.0.0.2", "10.9.0.1", "fd00::2", "fd09::1"] {
+        let header = if ip.contains(':') { 48 } else { 28 };
+        let script = format!("ping -c 2 -W 20 -s {} {ip}", 9000 - header);
+        from.sh("ping", &script).await.ok();
+    }
+    let seen = from
+        .sh("whole", "grep ^Ip: /proc/net/snmp; cat /proc/net/snmp6")
+        .await;
+    let fragments: Vec<&str> = seen.ok().lines().collect();
+    assert_eq!(column(&fragments, "FragCreates"), "0", "{}", seen.stdout);
+    assert!(
+        fragments
+            .iter()
+            .any(|l| l.split_whitespace().eq(["Ip6FragCreates", "0"]))
+    );
+    let listener = to
+        .container("listener")
+        .sh("nc -l -p 5000 | wc -c")
+        .start()
+        .await;
+    let send =
+        "dd if=/dev/zero bs=64k count=1600 2>/tmp/rate | nc 10.9.0.1 5000; tail -n 1 /tmp/rate";
+    to.container("ready")
+        .sh("until grep -q :1388 /proc/net/tcp*; do :; done")
+        .run()
+        .await
+        .ok();
+    let rate = from.sh("send", send).await;
+    assert_eq!(listener.wait().await, 0);
+    tests::story::say(&format!("between two guests: {}", rate.ok()));
+}
+
+/// The figure below a word in the two lines that begin with `Ip:`.
+fn column<'a>(lines: &[&'a str], word: &str) -> &'a str {
+    let mut ip = lines.iter().filter(|line| line.starts_with("Ip:"));
+    let (names, figures) = (ip.next().expect("names"), ip.next().expect("figures"));
+    let at = names.split_whitespace().position(|name| name == word);
+    figures
+        .split_whitespace()
+        .nth(at.expect("the column is there"))
+        .expect("its figure")
+}
+
+#[test]
+fn two_guests_talk_over_routes_with_known_neighbours() {
+    vm_story(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        let near = guest(None, A, &one, &two).await;
+        let far = guest(Some(&near), B, &two, &one).await;
+        let mut wanted = interface("eth0", A, &["10.0.0.1/24", "fd00::1/64"]);
+        wanted.mtu = 9000;
+        near.interface(wanted).await;
+        let ours = ["10.0.0.2/24", "fd00::2/64", "10.9.0.1/32", "fd09::1/128"];
+        let mut wanted = interface("eth0", B, &ours);
+        wanted.mtu = 9000;
+        far.interface(wanted).await;
+        near.routes(vec![
+            route("10.9.0.0/16", "10.0.0.2", "eth0"),
+            route("fd09::/64", "fd00::2", "eth0"),
+        ])
+        .await;
+        near.neighbours(vec![
+            neighbour("10.0.0.2", B, "eth0"),
+            neighbour("fd00::2", B, "eth0"),
+        ])
+        .await;
+        expect_traffic(&near, &far).await;
+        let seen = near.sh("neighbours", "ip neigh").await;
+        assert!(
+            seen.ok().matches("PERMANENT").count() == 2,
+            "{}",
+            seen.stdout
+        );
+    });
+}
