@@ -25,7 +25,6 @@ pub(super) fn look(sysfs: &Path, path: &PciPath) -> Result<Vec<u32>, DeviceError
             found.extend(number(&interface.join("ifindex"))?);
         }
     }
-    found.sort_unstable();
     if found.is_empty() {
         let path = device.join("net");
         return Err(DeviceError::Absent { path });
@@ -82,7 +81,9 @@ mod tests {
         assert_eq!(found(&[virtio]).unwrap(), [3]);
         // Two ports of one card.
         let ports = [("0000:00:03.0/net/b", "6\n"), ("0000:00:03.0/net/a", "5\n")];
-        assert_eq!(found(&ports).unwrap(), [5, 6]);
+        let mut both = found(&ports).unwrap();
+        both.sort_unstable();
+        assert_eq!(both, [5, 6]);
     }
 
     #[test]

@@ -14,7 +14,9 @@ use nix::libc::{
     RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST,
 };
 
+use super::NetworkError;
 use super::netlink::{Message, NetlinkError, Socket, attributes, u32_at};
+use super::plan::LinkName;
 
 /// Lengths of the fixed parts: ifinfomsg, ifaddrmsg, rtmsg.
 const LINK: usize = 16;
@@ -155,11 +157,8 @@ pub(super) struct Entry {
 pub fn interfaces() -> Result<Vec<Interface>, NetlinkError> {
     let socket = Socket::open()?;
     let mut interfaces = links(&socket)?;
-    let places: HashMap<_, _> = interfaces.iter().map(|i| i.index).zip(0..).collect();
     for held in addresses(&socket)? {
-        let owner = places
-            .get(&held.index)
-            .and_then(|&at| interfaces.get_mut::<usize>(at));
+        let owner = interfaces.iter_mut().find(|i| i.index == held.index);
         if let Some(owner) = owner {
             owner.addresses.push(held.address);
         }
@@ -180,39 +179,26 @@ pub(super) fn addresses(socket: &Socket) -> Result<Vec<Held>, NetlinkError> {
 /// [`NetlinkError`].
 pub fn routes() -> Result<Vec<Route>, NetlinkError> {
     let socket = Socket::open()?;
-    let names = links(&socket)?
-        .into_iter()
-        .map(|link| (link.index, link.name));
-    let names = names.collect();
-    table(&socket, |message| {
-        route_of(message, &names).map(|(route, _)| route)
-    })
+    let entries = entries(&socket, links(&socket)?)?;
+    Ok(entries.into_iter().map(|entry| entry.route).collect())
 }
 
 /// The same with all that it takes to put one back.
-pub(super) fn entries(
-    socket: &Socket,
-    names: &HashMap<u32, String>,
-) -> Result<Vec<Entry>, NetlinkError> {
-    table(socket, |message| {
-        let (route, metric) = route_of(message, names)?;
+pub(super) fn entries(socket: &Socket, links: Vec<Interface>) -> Result<Vec<Entry>, NetlinkError> {
+    let names = links.into_iter().map(|link| (link.index, link.name));
+    let names = names.collect();
+    let take = |message: Message<'_>| {
+        let (route, metric) = route_of(&message, &names)?;
         let message = message.payload.to_vec();
         Some(Entry {
             route,
             metric,
             message,
         })
-    })
-}
-
-fn table<T>(
-    socket: &Socket,
-    take: impl Fn(&Message<'_>) -> Option<T>,
-) -> Result<Vec<T>, NetlinkError> {
+    };
     let mut routes = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let request = family_request(family, ROUTE);
-        let take = |message: Message<'_>| take(&message);
         routes.extend(socket.dump("list routes", RTM_GETROUTE, &request, take)?);
     }
     Ok(routes)
@@ -222,6 +208,13 @@ fn table<T>(
 pub(super) fn links(socket: &Socket) -> Result<Vec<Interface>, NetlinkError> {
     let any = family_request(AF_UNSPEC, LINK);
     socket.dump("list links", RTM_GETLINK, &any, link_of)
+}
+
+/// The number of the link that has the name.
+pub(super) fn index_of(links: &[Interface], name: &LinkName) -> Result<u32, NetworkError> {
+    let named = links.iter().find(|link| link.name == name.as_str());
+    let index = named.map(|link| link.index);
+    index.ok_or_else(|| NetworkError::NoLink(name.to_string()))
 }
 
 /// The fixed part of a request that names nothing but a family.

@@ -2,8 +2,6 @@
 //! AddARPNeighbors (protocol 10.5): entries of the neighbour tables, of either
 //! family. Those before one that is refused are taken back.
 
-use std::collections::HashMap;
-
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use nix::errno::Errno;
 use nix::libc::{NDA_DST, NDA_LLADDR, RTM_DELNEIGH, RTM_GETNEIGH, RTM_NEWNEIGH};
@@ -20,13 +18,9 @@ use super::request::{Changes, Request, family, is_without_ipv6, together};
 /// [`NetworkError::NoLink`] before anything is changed, and what the kernel refuses.
 pub(super) fn add(socket: &Socket, plans: &[NeighbourPlan]) -> Result<(), NetworkError> {
     let links = list::links(socket)?;
-    let links = links.iter().map(|link| (link.name.as_str(), link.index));
-    let links: HashMap<_, _> = links.collect();
     let mut entries = Vec::with_capacity(plans.len());
     for plan in plans {
-        let index = links.get(plan.device.as_str());
-        let index = index.ok_or_else(|| NetworkError::NoLink(plan.device.to_string()))?;
-        entries.push((plan, *index));
+        entries.push((plan, list::index_of(&links, &plan.device)?));
     }
     together(socket, |changes| {
         entries.into_iter().try_for_each(|(plan, index)| {

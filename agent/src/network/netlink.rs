@@ -142,21 +142,22 @@ impl Socket {
     ) -> Result<Vec<T>, NetlinkError> {
         for _ in 0..ATTEMPTS {
             let number = self.send(step, kind, NLM_F_DUMP, request)?;
+            let mut found = Vec::new();
             // A dump that something changed under is read to its end and asked for again.
-            if let Some(found) = self.read_dump(step, number, &take)? {
+            if self.read_dump(step, number, &mut |message| found.extend(take(message)))? {
                 return Ok(found);
             }
         }
         Err(failed(step)(Errno::EAGAIN))
     }
 
-    fn read_dump<T>(
+    /// Gives each message of a dump to `take`; false if something changed under it.
+    fn read_dump(
         &self,
         step: &'static str,
         number: u32,
-        take: &impl Fn(Message<'_>) -> Option<T>,
-    ) -> Result<Option<Vec<T>>, NetlinkError> {
-        let mut found = Vec::new();
+        take: &mut dyn FnMut(Message<'_>),
+    ) -> Result<bool, NetlinkError> {
         let mut consistent = true;
         let mut buffer = vec![0u8; PIECE];
         loop {
@@ -169,13 +170,13 @@ impl Socket {
                 match header.message_type() {
                     NLMSG_DONE => {
                         check_code(step, payload)?;
-                        return Ok(consistent.then_some(found));
+                        return Ok(consistent);
                     }
                     NLMSG_ERROR => {
                         check_code(step, payload)?;
-                        return Ok(Some(found));
+                        return Ok(true);
                     }
-                    kind => found.extend(take(Message { kind, payload })),
+                    kind => take(Message { kind, payload }),
                 }
             }
         }

@@ -14,7 +14,9 @@ use nix::libc::{
 };
 
 use super::NetworkError;
-use super::list::{self, Entry, Family, RTA_VIA, RTAX_MTU, RTNH_F_ONLINK, Route};
+use super::list::{
+    self, Entry, Family, Interface, RTA_VIA, RTAX_MTU, RTNH_F_ONLINK, Route, index_of,
+};
 use super::netlink::{NetlinkError, Socket};
 use super::plan::RoutePlan;
 use super::request::{Changes, Kernel, Request, family, is_without_ipv6, together};
@@ -23,8 +25,9 @@ use super::request::{Changes, Kernel, Request, family, is_without_ipv6, together
 /// one of IPv4 gets none.
 const METRIC_V6: u32 = 1024;
 
-/// The table's entries by destination.
-type Table = HashMap<String, Vec<Entry>>;
+/// What the table has for a destination, and how many routes to it this request
+/// has had.
+type Table = HashMap<String, (Vec<Entry>, usize)>;
 
 /// Carries out plans. Blocks shortly.
 ///
@@ -32,39 +35,31 @@ type Table = HashMap<String, Vec<Entry>>;
 /// [`NetworkError::NoLink`] before anything is changed, and what the kernel refuses.
 pub(super) fn update(socket: &Socket, plans: &[RoutePlan]) -> Result<(), NetworkError> {
     let links = list::links(socket)?;
-    let names = links.into_iter().map(|link| (link.index, link.name));
-    let names: HashMap<u32, String> = names.collect();
     let mut table = Table::new();
-    for entry in list::entries(socket, &names)? {
+    for entry in list::entries(socket, links.clone())? {
         let same = table.entry(entry.route.dest.clone()).or_default();
-        same.push(entry);
+        same.0.push(entry);
     }
-    let indices = names.iter().map(|(index, name)| (name.as_str(), *index));
-    put(socket, plans, &indices.collect(), &table)
+    put(socket, plans, &links, table)
 }
 
 fn put<K: Kernel>(
     kernel: &K,
     plans: &[RoutePlan],
-    indices: &HashMap<&str, u32>,
-    table: &Table,
+    links: &[Interface],
+    mut table: Table,
 ) -> Result<(), NetworkError> {
     let mut routes = Vec::with_capacity(plans.len());
     for plan in plans {
-        let index = indices.get(plan.device.as_str());
-        let index = index.ok_or_else(|| NetworkError::NoLink(plan.device.to_string()))?;
-        routes.push((plan, *index));
+        routes.push((plan, index_of(links, &plan.device)?));
     }
-    // Stable: what needs no router makes routers reachable.
-    routes.sort_by_key(|(plan, _)| plan.gateway.is_some());
     let mut left_out = 0usize;
-    // How many routes to a destination there were in this request before.
-    let mut before: HashMap<String, usize> = HashMap::new();
     together(kernel, |changes| {
-        for (plan, index) in routes {
-            let dest = plan.dest.to_string();
-            let there = table.get(&dest).map_or(&[][..], Vec::as_slice);
-            let count = before.entry(dest).or_default();
+        // What needs no router makes routers reachable.
+        let near = routes.iter().filter(|(plan, _)| plan.gateway.is_none());
+        let far = routes.iter().filter(|(plan, _)| plan.gateway.is_some());
+        for &(plan, index) in near.chain(far) {
+            let (there, count) = table.entry(plan.dest.to_string()).or_default();
             *count += 1;
             match put_one(changes, plan, index, there, *count == 1) {
                 Err(error) if is_without_ipv6(plan.dest.ip, &error) => left_out += 1,
@@ -241,7 +236,7 @@ mod tests {
         assert!(read.attributes.contains(&RouteAttribute::Via(via)));
     }
 
-    fn entry(dest: &str, gateway: &str, metric: u32) -> (String, Vec<Entry>) {
+    fn entry(dest: &str, gateway: &str, metric: u32) -> Entry {
         let route = Route {
             dest: dest.to_owned(),
             gateway: gateway.to_owned(),
@@ -252,21 +247,30 @@ mod tests {
             flags: 0,
             mtu: 0,
         };
-        let entry = Entry {
+        Entry {
             route,
             metric,
             message: vec![7; 12],
-        };
-        (dest.to_owned(), vec![entry])
+        }
     }
 
     fn put_all<F: Fn(&Request, usize) -> Option<Errno>>(
         kernel: &Fake<F>,
         plans: &[RoutePlan],
-        table: Vec<(String, Vec<Entry>)>,
+        table: Vec<Entry>,
     ) -> Result<(), NetworkError> {
-        let indices = HashMap::from([("eth0", 2)]);
-        put(kernel, plans, &indices, &table.into_iter().collect())
+        let eth0 = Interface {
+            index: 2,
+            name: "eth0".to_owned(),
+            hw_addr: String::new(),
+            mtu: 1500,
+            flags: 0,
+            addresses: Vec::new(),
+        };
+        let table = table
+            .into_iter()
+            .map(|e| (e.route.dest.clone(), (vec![e], 0)));
+        put(kernel, plans, &[eth0], table.collect())
     }
 
     #[test]
