@@ -108,6 +108,7 @@ fn assemble(
         cgroup: ground.cgroup,
         capabilities: plan.process.capabilities.unwrap_or_default(),
         seccomp: plan.seccomp,
+        given: plan.given,
         namespaces,
         owns_pids,
         starts_hooks: !plan.hooks.start_container.is_empty(),

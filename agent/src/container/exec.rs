@@ -26,6 +26,7 @@ impl Container {
         mut process: ProcessPlan,
     ) -> Result<(), ContainerError> {
         process.capabilities = process.capabilities.or(Some(self.capabilities));
+        self.given.pci.rewrite(&mut process.env);
         let _place = self.reserve(id)?;
         let spawned = tokio::select! {
             biased;

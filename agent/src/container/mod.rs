@@ -39,7 +39,7 @@ pub use create::Creation;
 use diagnostics::{DiagnosticsError, TerminationLog};
 use hooks::{ContainerHooks, HookError};
 use plan::process::Capabilities;
-use plan::{ContainerId, ExecId, Namespace};
+use plan::{ContainerId, ExecId, Given, Namespace};
 pub use process::Process;
 use spawn::SpawnError;
 use state::{Event, State, StateError};
@@ -184,6 +184,7 @@ pub struct Container {
     cgroup: Cgroup,
     capabilities: Capabilities,
     seccomp: Option<Program>,
+    given: Given,
     /// Held by descriptor: they outlive the first process, and no recycled pid
     /// leads elsewhere.
     namespaces: Vec<(Namespace, Arc<OwnedFd>)>,

@@ -15,7 +15,13 @@ impl Container {
     /// # Errors
     /// [`StateError`](super::state::StateError) when the container is being
     /// removed, else what the cgroup says: those before the failed one are in force.
-    pub async fn update(self: &Arc<Self>, resources: LinuxResources) -> Result<(), ContainerError> {
+    pub async fn update(
+        self: &Arc<Self>,
+        mut resources: LinuxResources,
+    ) -> Result<(), ContainerError> {
+        if let Some(rules) = resources.devices_mut() {
+            self.given.numbers.apply_to_update(rules);
+        }
         // Never closed: there always is a turn.
         let turn = self.updates.clone().acquire_owned().await;
         let this = self.clone();

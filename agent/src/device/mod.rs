@@ -4,11 +4,16 @@
 //! being plugged in: subscribe, look, wait for the kernel's word, look again.
 //! Never creates nodes, and never waits on a thread.
 
+pub mod cdi;
+mod claim;
 mod disk;
+mod env;
 mod error;
 mod net;
 pub mod pci;
 pub mod scsi;
+mod spec;
+mod vfio;
 mod wait;
 
 use std::path::{Path, PathBuf};
@@ -17,13 +22,45 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+pub use claim::{Claims, Provided, types};
 pub use disk::{BlockDevice, DiskAddress};
+pub use env::{PciAddress, PciMap};
 pub use error::DeviceError;
+pub use spec::{Extra, Renumbering, Update, add_extra, patch};
+pub use vfio::Function;
 
 use pci::{PciPath, SYSFS};
 
 /// Where the kernel makes the nodes of devices.
 const DEV: &str = "/dev";
+
+/// What a device's node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeKind {
+    /// Of a block device.
+    Block,
+    /// Of a character device.
+    Char,
+}
+
+/// A device's node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: NodeKind,
+    /// Its number.
+    pub major: u32,
+    /// Its number.
+    pub minor: u32,
+    /// Its permission bits; 0 when they do not matter.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
 
 /// The devices of the guest. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -62,6 +99,12 @@ impl Devices {
     #[must_use]
     pub fn sysfs(&self) -> &Path {
         &self.0.sysfs
+    }
+
+    /// Where the nodes are.
+    #[must_use]
+    pub fn dev(&self) -> &Path {
+        &self.0.dev
     }
 
     /// A disk, by whichever address the host gave it. What is there already is
@@ -111,4 +154,14 @@ impl Default for Devices {
     fn default() -> Self {
         Self::new(crate::config::Config::default().hotplug_timeout)
     }
+}
+
+/// The nodes of InfiniBand, which those drive who drive a network adapter by
+/// themselves. More than a thousand belong to no guest.
+fn infiniband(dev: &Path) -> Vec<Node> {
+    let dir = dev.join("infiniband");
+    let names = scsi::list(&dir).unwrap_or_default().into_iter().take(1024);
+    names
+        .filter_map(|name| vfio::character(&dir.join(name)).ok())
+        .collect()
 }

@@ -103,7 +103,7 @@ impl PciPath {
     /// [`PciError::Malformed`].
     pub fn parse(text: &str) -> Result<Self, PciError> {
         let refuse = |reason| PciError::Malformed {
-            text: text.to_owned(),
+            text: text.chars().take(200).collect(),
             reason,
         };
         let elements: Vec<_> = text.split('/').collect();

@@ -91,7 +91,7 @@ impl fmt::Display for ScsiAddress {
 }
 
 /// The names in a directory, sorted; none where there is no such directory.
-fn list(dir: &Path) -> Result<Vec<OsString>, DeviceError> {
+pub(super) fn list(dir: &Path) -> Result<Vec<OsString>, DeviceError> {
     let failed = |e| DeviceError::file("list", dir)(e);
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

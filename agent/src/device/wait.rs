@@ -85,12 +85,29 @@ impl Devices {
 
     /// What `look` finds, at once or after a message of the kernel's, at the latest
     /// when patience is over.
-    pub(super) async fn appearing<T>(
+    pub(super) async fn appearing<T: Send>(
         &self,
         address: &(dyn Display + Sync),
         bus: Bus,
-        look: impl Fn() -> Result<T, DeviceError>,
+        look: impl Fn() -> Result<T, DeviceError> + Send,
     ) -> Result<T, DeviceError> {
+        let mut found = None;
+        // One wait for all kinds of devices: it is not small.
+        let place = &mut found;
+        let mut look = move || {
+            *place = Some(look()?);
+            Ok(())
+        };
+        self.until(address, bus, &mut look).await?;
+        found.ok_or(DeviceError::Interrupted)
+    }
+
+    async fn until(
+        &self,
+        address: &(dyn Display + Sync),
+        bus: Bus,
+        look: &mut (dyn FnMut() -> Result<(), DeviceError> + Send),
+    ) -> Result<(), DeviceError> {
         // Subscribed first: what comes after the look is told.
         let mut news = self.0.news.subscribe();
         let patience = self.0.patience;
@@ -148,7 +165,7 @@ fn take(events: &mut UeventSocket) -> Result<bool, UeventError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     fn devices(sysfs: &Path) -> Devices {
         Devices::at(sysfs, sysfs, Duration::from_secs(4))
@@ -168,10 +185,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_look_after_each_message_until_it_is_there() {
         let devices = devices(Path::new("/absent"));
-        let looks = Cell::new(0);
+        let looks = AtomicU32::new(0);
         let look = || {
-            looks.set(looks.get() + 1);
-            if looks.get() < 4 {
+            if looks.fetch_add(1, Ordering::Relaxed) < 3 {
                 Err(absent())
             } else {
                 Ok(())
@@ -185,7 +201,7 @@ mod tests {
         };
         let (found, ()) = tokio::join!(devices.appearing(&"x", Bus::None, look), messages);
         found.unwrap();
-        assert_eq!(looks.get(), 4);
+        assert_eq!(looks.into_inner(), 4);
     }
 
     #[tokio::test(start_paused = true)]

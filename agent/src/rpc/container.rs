@@ -2,11 +2,9 @@
 //! CreateContainer, StartContainer, UpdateContainer, PauseContainer,
 //! ResumeContainer, GetDiagnosticData, RemoveContainer.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci_spec::runtime::Spec;
 use protocols::agent::{
     CreateContainerRequest, GetDiagnosticDataRequest, GetDiagnosticDataResponse,
     RemoveContainerRequest, StartContainerRequest, Storage, UpdateContainerRequest,
@@ -15,11 +13,12 @@ use protocols::convert::{resources_from_wire, spec_from_wire};
 use protocols::empty::Empty;
 use ttrpc::Code;
 
-use super::status::{Coded, chain, failure, lifecycle, missing};
+use super::status::{Coded, failure, lifecycle, missing};
 use crate::confidential::pause;
 use crate::container::bundle;
 use crate::container::plan::{ContainerId, PlanError, id::shorten, spec};
-use crate::sandbox::{CreatePlan, Sandbox, SandboxError};
+use crate::device::Claims;
+use crate::sandbox::{CreatePlan, DeviceRequest, Sandbox, SandboxError};
 use crate::storage::{GUEST_PULL, StoragePlan};
 
 pub async fn create(
@@ -38,9 +37,6 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
     let id = ContainerId::parse(&request.container_id).map_err(Coded::status)?;
     let wire = request.OCI.as_ref().ok_or_else(|| missing("OCI"))?;
     let mut oci = spec_from_wire(wire).map_err(|e| PlanError::from(e).status())?;
-    if !request.devices.is_empty() {
-        return Err(PlanError::Unsupported("devices are").status());
-    }
     if !request.shared_mounts.is_empty() {
         return Err(PlanError::Unsupported("shared_mounts are").status());
     }
@@ -49,6 +45,7 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
     let bundle = bundle::path_of(&id);
     let pulls = pulls(&request.storages)?;
     let storages = StoragePlan::all_from_wire(&request.storages, Some(&bundle));
+    let storages = storages.map_err(Coded::status)?;
     let container = spec::plan(id, &oci, request.sandbox_pidns);
     let mut container = container.map_err(Coded::status)?;
     container.process.ports = ports;
@@ -56,13 +53,33 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
         // Whatever the host says: it cannot know.
         root.path = bundle.join("rootfs").to_string_lossy().into_owned();
     }
+    let pause =
+        pulls && pause::is_sandbox(|key| container.annotations.get(key).map(String::as_str));
+    let claims = Claims::from_wire(&request.devices, &oci).map_err(Coded::status)?;
+    let described = sandbox.described_devices(&oci).map_err(Coded::status)?;
+    if claims.is_empty() && described.is_empty() {
+        let config = sandbox.config(&mut oci, &bundle).map_err(Coded::status)?;
+        return Ok(CreatePlan {
+            storages,
+            container,
+            pause,
+            config,
+            devices: None,
+        });
+    }
+    let devices = DeviceRequest {
+        claims,
+        described,
+        spec: oci,
+        shares_pid: request.sandbox_pidns,
+        ports,
+    };
     Ok(CreatePlan {
-        pause: pulls && pause::is_sandbox(|key| container.annotations.get(key).map(String::as_str)),
-        storages: storages.map_err(Coded::status)?,
+        storages,
         container,
-        config: (sandbox.has_guest_hooks() || oci.hooks().is_some())
-            .then(|| config(&mut oci, &bundle))
-            .transpose()?,
+        pause,
+        config: None,
+        devices: Some(Box::new(devices)),
     })
 }
 
@@ -74,14 +91,6 @@ fn pulls(storages: &[Storage]) -> ttrpc::Result<bool> {
         return Err(PlanError::invalid("storages.driver", GUEST_PULL, reason).status());
     }
     Ok(pulled == 1)
-}
-
-/// The specification as hooks find it in the bundle: with the root that is there.
-fn config(oci: &mut Spec, bundle: &Path) -> ttrpc::Result<String> {
-    if let Some(root) = oci.root_mut() {
-        root.set_path(bundle.join("rootfs"));
-    }
-    serde_json::to_string(oci).map_err(|e| failure(Code::INTERNAL, &chain(&e)))
 }
 
 pub async fn start(

@@ -9,7 +9,7 @@ use protocols::empty::Empty;
 
 use super::health::PROTOCOL_VERSION;
 use super::status::Coded;
-use crate::{guest, storage};
+use crate::{device, guest, storage};
 
 pub fn details(
     request: &GuestDetailsRequest,
@@ -25,6 +25,7 @@ pub fn details(
     response.agent_details = Some(AgentDetails {
         version: PROTOCOL_VERSION.to_owned(),
         init_daemon: is_init,
+        device_handlers: device::types().map(str::to_owned).collect(),
         storage_handlers: storage::drivers().map(str::to_owned).collect(),
         supports_seccomp: true,
         extra_features: vec!["seccomp".to_owned()],

@@ -13,6 +13,8 @@ use crate::container::hooks::HookError;
 use crate::container::plan::PlanError;
 use crate::container::spawn::SpawnError;
 use crate::container::state::StateError;
+use crate::device::DeviceError;
+use crate::device::cdi::CdiError;
 use crate::files::FileError;
 use crate::guest::GuestError;
 use crate::launch::LaunchError;
@@ -96,6 +98,10 @@ impl Coded for SandboxError {
             Self::UnknownProcess { .. } => Code::NOT_FOUND,
             Self::Container(error) => error.code(),
             Self::Storage(error) => error.code(),
+            Self::Device(error) => error.code(),
+            Self::Cdi(error) => error.code(),
+            Self::Plan(error) => error.code(),
+            Self::GuestsOwn(_) => Code::INVALID_ARGUMENT,
             Self::Module(crate::sandbox::ModuleError::Name(_)) => Code::INVALID_ARGUMENT,
             Self::Module(_) | Self::Setup(..) | Self::Launch(_) | Self::Task => Code::INTERNAL,
         }
@@ -164,6 +170,21 @@ impl Coded for StorageError {
         } else {
             bad_if(self.is_bad_input())
         }
+    }
+}
+
+impl Coded for DeviceError {
+    fn code(&self) -> Code {
+        match self.is_not_implemented() {
+            true => Code::UNIMPLEMENTED,
+            false => bad_if(self.is_bad_input()),
+        }
+    }
+}
+
+impl Coded for CdiError {
+    fn code(&self) -> Code {
+        bad_if(self.is_bad_input())
     }
 }
 

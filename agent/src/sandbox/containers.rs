@@ -56,16 +56,24 @@ impl Sandbox {
         let Reservation {
             shared,
             guest_hooks,
-            given_up,
+            mut given_up,
         } = self.reserve(&plan.container)?;
-        let mut creation = Creation {
-            plan: plan.container,
-            config: plan.config,
-            shared,
-            guest_hooks,
-            given_up,
-        };
         let created = async {
+            let (container, config) = match plan.devices {
+                Some(request) => {
+                    let root = plan.container.init.root.map(|root| root.path);
+                    self.with_devices(&id, *request, root, &mut given_up)
+                        .await?
+                }
+                None => (plan.container, plan.config),
+            };
+            let mut creation = Creation {
+                plan: container,
+                config,
+                shared,
+                guest_hooks,
+                given_up,
+            };
             let storages = with_trusted_store(plan.storages, &creation.plan)?;
             let with_storages = !storages.is_empty();
             let created = async {

@@ -4,6 +4,7 @@
 //! Its one lock guards maps and is never held across anything that can wait.
 
 mod containers;
+mod devices;
 mod dns;
 pub mod modules;
 mod namespaces;
@@ -18,14 +19,16 @@ use tokio::sync::{Notify, watch};
 use crate::children::Children;
 use crate::confidential::Hub;
 use crate::config::Config;
-use crate::container::plan::{ContainerId, ContainerPlan, Hooks};
+use crate::container::plan::{ContainerId, ContainerPlan, Hooks, PlanError};
 use crate::container::{Container, ContainerError, Engine, Process, Shared, bundle, hooks};
-use crate::device::Devices;
+use crate::device::cdi::CdiError;
+use crate::device::{DeviceError, Devices};
 use crate::network::Network;
 use crate::pool::at_host_pace;
 use crate::rpc::status::chain;
 use crate::stdio::Arrivals;
 use crate::storage::{StorageError, StoragePlan, Storages};
+pub use devices::DeviceRequest;
 pub use modules::{KernelModule, ModuleError};
 pub use oom::OomEvents;
 
@@ -58,6 +61,18 @@ pub enum SandboxError {
     /// A storage's.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// A device's.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A device's that the guest describes.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
+    /// A disk of the guest's own, which is given to nobody.
+    #[error("Device {0} is one of the guest's own")]
+    GuestsOwn(String),
+    /// What devices made of the specification cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// A kernel module that could not be loaded.
     #[error(transparent)]
     Module(#[from] modules::ModuleError),
@@ -98,6 +113,8 @@ pub struct CreatePlan {
     pub config: Option<String>,
     /// It runs what the guest's pause image says, not what the request says.
     pub pause: bool,
+    /// The devices that it is to have; the first two are preliminary then.
+    pub devices: Option<Box<DeviceRequest>>,
 }
 
 enum Slot {
@@ -133,8 +150,9 @@ const SANDBOX_OWNER: &str = "";
 /// One per agent.
 pub struct Sandbox {
     engine: Engine,
-    storages: Storages,
     devices: Devices,
+    cdi: devices::Cdi,
+    storages: Storages,
     hub: Hub,
     network: Network,
     registry: Mutex<Registry>,
@@ -155,8 +173,9 @@ impl Sandbox {
         let registry = Mutex::default();
         Arc::new(Self {
             engine,
-            storages,
             devices,
+            cdi: devices::Cdi::new(config),
+            storages,
             hub,
             network,
             registry,

@@ -18,10 +18,13 @@ use super::rule::{Device, Kind};
 const CONTAINERS: &str = "/run/kata-containers/";
 
 /// What the rules of containers have to leave alone.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Guest {
     /// Sorted.
     pub devices: Vec<Device>,
+    /// Those among them that no part of the guest lies on: they are denied
+    /// because nobody said whose they are. The host may.
+    pub spare: Vec<Device>,
     /// The numbers of the drivers, for lists that cannot say "all but".
     pub majors: Vec<(Kind, u32)>,
 }
@@ -42,18 +45,22 @@ impl Guest {
     /// Looks at `/proc`, `/sys` and `/dev` below `root`.
     pub(super) fn find(root: &Path) -> Self {
         let nodes = block_devices(root);
-        let mut wanted = mounted(root, &nodes);
+        let own = related(&nodes, mounted(root, &nodes));
+        let mut wanted = own.clone();
         wanted.extend((0..nodes.len()).filter(|&i| nodes[i].persistent_memory));
-        let block = related(&nodes, wanted).into_iter().map(|i| Device {
+        let all = related(&nodes, wanted);
+        let device = |i: &usize| Device {
             kind: Kind::Block,
-            major: nodes[i].numbers.0,
-            minor: nodes[i].numbers.1,
-        });
+            major: nodes[*i].numbers.0,
+            minor: nodes[*i].numbers.1,
+        };
+        let block = all.iter().map(device);
         let mut devices: Vec<_> = block.chain(persistent_memory_controls(root)).collect();
         devices.sort_unstable();
         devices.dedup();
         Self {
             devices,
+            spare: all.difference(&own).map(device).collect(),
             majors: majors(root),
         }
     }
@@ -330,6 +337,20 @@ mod tests {
         fake.add("char", "252:0", &format!("{bus}/region0/dax0.0/dax/dax0.0"));
         fake.add("char", "1:3", "virtual/mem/null");
         assert_eq!(fake.found(), [(Block, 259, 0), (Char, 252, 0)]);
+    }
+
+    #[test]
+    fn persistent_memory_that_is_not_mounted_may_be_given_away() {
+        let fake = Fake::new("1 1 259:1 / / ro - erofs /dev/pmem0p1 ro\n");
+        let place = |n| format!("pci/virtio{n}/ndbus{n}/region{n}/namespace{n}.0/block/pmem{n}");
+        fake.disk("259:0", &place(0));
+        fake.partition("259:1", &format!("{}/pmem0p1", place(0)));
+        fake.disk("259:2", &place(1));
+        fake.add("char", "250:0", "pci/virtio1/ndbus1/ndctl1");
+        assert_eq!(fake.found().len(), 4);
+        let spare = Guest::find(fake.0.path()).spare;
+        let numbers: Vec<_> = spare.iter().map(|d| (d.kind, d.major, d.minor)).collect();
+        assert_eq!(numbers, [(Block, 259, 2)]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod v1;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{debug, warn};
 use nix::errno::Errno;
@@ -28,19 +28,27 @@ use oci_spec::runtime::LinuxDeviceCgroup;
 
 use super::hierarchy::Hierarchy;
 use super::{Cgroup, CgroupError, Cgroups, Layout};
+use crate::device::Node;
 use guest::Guest;
+use rule::Device;
 use v1::List;
 
 /// How many programs stay loaded for the next container: most have the same
 /// rules, and a loaded program costs a descriptor.
 const KEPT_PROGRAMS: usize = 4;
 
+/// When guards of groups that are gone are looked for.
+const MOST_GUARDS: usize = 64;
+
 /// What all containers share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     /// Found when the first container comes: the boot is complete then, and no
-    /// container's own disk is there yet that was plugged for it later.
-    guest: OnceLock<Guest>,
+    /// container's own disk is there yet that was plugged for it later. Less by
+    /// what the host has given to containers since.
+    guest: Mutex<Option<Arc<Guest>>>,
+    /// What guards the groups that were made here.
+    guards: Mutex<Vec<(String, Given)>>,
     /// The last ones used, the latest last.
     programs: Mutex<Vec<Arc<Program>>>,
 }
@@ -57,7 +65,7 @@ struct Program {
 #[derive(Debug)]
 pub(super) struct Applied(Given);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Given {
     V1(List),
     /// The program's number; it lives as long as the group has it.
@@ -65,12 +73,15 @@ enum Given {
 }
 
 impl Shared {
-    fn guest(&self) -> &Guest {
-        self.guest.get_or_init(|| {
+    fn guest(&self) -> Arc<Guest> {
+        // Held while /proc and /sys are read, once.
+        let mut guest = lock(&self.guest);
+        let found = guest.get_or_insert_with(|| {
             let guest = Guest::find(Path::new("/"));
             debug!("Denied to all containers: {:?}", guest.devices);
-            guest
-        })
+            Arc::new(guest)
+        });
+        found.clone()
     }
 
     /// The program, loaded unless it is one of the last.
@@ -102,30 +113,96 @@ impl Cgroups {
     /// Has a group made here, with all below it, never touch the guest's devices.
     pub(super) fn guard(&self, group: &str) -> Result<(), CgroupError> {
         let shared = &self.0.devices;
-        let devices = &shared.guest().devices;
-        if devices.is_empty() {
+        let mut guards = lock(&shared.guards);
+        let guest = shared.guest();
+        guards.retain(|(other, _)| other != group);
+        if guest.devices.is_empty() {
             return Ok(());
         }
+        if guards.len() >= MOST_GUARDS {
+            // Groups that are gone; there never are as many.
+            guards.retain(|(other, _)| self.has_group(other));
+        }
+        if let Some(given) = self.put_guard(group, &guest, None)? {
+            guards.push((group.to_owned(), given));
+        }
+        Ok(())
+    }
+
+    fn has_group(&self, group: &str) -> bool {
+        let hierarchy = match &self.0.layout {
+            Layout::V1(split) => split.hierarchy_of("devices"),
+            Layout::V2(unified) => Some(&unified.hierarchy),
+            Layout::None => None,
+        };
+        hierarchy.is_some_and(|hierarchy| open(hierarchy, group).is_ok())
+    }
+
+    /// Puts a guard on a group, in the place of an earlier one.
+    fn put_guard(
+        &self,
+        group: &str,
+        guest: &Guest,
+        old: Option<Given>,
+    ) -> Result<Option<Given>, CgroupError> {
         match &self.0.layout {
             Layout::V1(split) => {
                 let hierarchy = split.hierarchy_of("devices").ok_or_else(no_controller)?;
-                let list = List::compile(&[rule::ANYTHING], shared.guest());
-                // Not emptied first: a group above may deny all.
-                let writes = list.writes(Some(&List::all()));
-                write_list(hierarchy, group, &writes)
+                let list = List::compile(&[rule::ANYTHING], guest);
+                let old = match old {
+                    Some(Given::V1(list)) => list,
+                    // Not emptied first: a group above may deny all.
+                    _ => List::all(),
+                };
+                write_list(hierarchy, group, &list.writes(Some(&old)))?;
+                Ok(Some(Given::V1(list)))
             }
             Layout::V2(unified) => {
-                let code = ebpf::program(&[rule::ANYTHING], devices);
-                shared
-                    .program(code)
-                    .and_then(|guard| {
-                        let group = open(&unified.hierarchy, group)?;
-                        bpf::attach(&group, &guard.fd, None).map_err(|e| ("attach", e))
-                    })
-                    .map_err(|failed| program_failed(group, failed))
+                let old = match old {
+                    Some(Given::V2(id)) => Some(id),
+                    _ => None,
+                };
+                let code = ebpf::program(&[rule::ANYTHING], &guest.devices);
+                let guard = self.0.devices.program(code);
+                let id = guard.and_then(|guard| replace(&unified.hierarchy, group, &guard, old));
+                let id = id.map_err(|failed| program_failed(group, failed))?;
+                Ok(Some(Given::V2(id)))
             }
-            Layout::None => Ok(()),
+            Layout::None => Ok(None),
         }
+    }
+
+    /// Lets devices that a host has given to a container be used by those whose
+    /// rules allow it. Answers with the first that is the guest's own: that one
+    /// is nobody's, and nothing was done.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when a guard cannot be changed.
+    pub fn hand_out(&self, nodes: &[Node]) -> Result<Option<Node>, CgroupError> {
+        let shared = &self.0.devices;
+        let mut guards = lock(&shared.guards);
+        let mut guest = Guest::clone(&shared.guest());
+        for node in nodes {
+            let device = Device::from(node);
+            if !guest.devices.contains(&device) {
+                continue;
+            }
+            if !guest.spare.contains(&device) {
+                return Ok(Some(node.clone()));
+            }
+            guest.devices.retain(|other| *other != device);
+        }
+        if guest.devices == shared.guest().devices {
+            return Ok(None);
+        }
+        guards.retain(|(group, _)| self.has_group(group));
+        for (group, given) in guards.iter_mut() {
+            if let Some(now) = self.put_guard(group, &guest, Some(given.clone()))? {
+                *given = now;
+            }
+        }
+        *lock(&shared.guest) = Some(Arc::new(guest));
+        Ok(None)
     }
 }
 
@@ -148,7 +225,7 @@ impl Cgroup {
         match &self.cgroups.0.layout {
             Layout::V1(split) => {
                 let hierarchy = split.hierarchy_of("devices").ok_or_else(no_controller)?;
-                let list = List::compile(&rules, shared.guest());
+                let list = List::compile(&rules, &shared.guest());
                 if !list.exact {
                     debug!("Cgroup /{}: v1 grants less than the rules", self.path);
                 }

@@ -5,6 +5,7 @@
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use crate::cgroup::CgroupError;
+use crate::device::{Node, NodeKind};
 
 /// Read, write, make a node: what a rule is about and what a process may ask.
 pub(super) const READ: u8 = 1;
@@ -36,6 +37,19 @@ pub(super) struct Device {
     pub kind: Kind,
     pub major: u32,
     pub minor: u32,
+}
+
+impl From<&Node> for Device {
+    fn from(node: &Node) -> Self {
+        Self {
+            kind: match node.kind {
+                NodeKind::Block => Kind::Block,
+                NodeKind::Char => Kind::Char,
+            },
+            major: node.major,
+            minor: node.minor,
+        }
+    }
 }
 
 /// One rule; what is absent is any.

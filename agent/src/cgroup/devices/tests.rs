@@ -22,9 +22,10 @@ fn guests() -> impl Iterator<Item = Cgroups> {
                 major: 1,
                 minor: 5,
             }],
+            spare: Vec::new(),
             majors: vec![(Kind::Char, 1), (Kind::Char, 5)],
         };
-        cgroups.0.devices.guest.set(guest).unwrap();
+        *lock(&cgroups.0.devices.guest) = Some(Arc::new(guest));
     })
 }
 
@@ -172,6 +173,44 @@ fn equal_rules_are_one_program_and_descriptors_are_bounded() {
     assert!(run(&one, OPEN).contains(&"kmsg".to_owned()));
     remove(&one);
     remove(&two);
+}
+
+/// Also where an earlier container's group is guarded by the same guard.
+#[test]
+fn what_nobody_uses_may_be_handed_out_and_the_guests_own_may_not() {
+    let node = |minor| crate::device::Node {
+        path: "/dev/x".into(),
+        kind: crate::device::NodeKind::Char,
+        major: 1,
+        minor,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let script = "for d in null zero full; do (: < /dev/$d) && echo $d; done";
+    for cgroups in guests() {
+        let zero = lock(&cgroups.0.devices.guest).clone().unwrap();
+        let mut guest = Guest::clone(&zero);
+        let full = Device {
+            minor: 7,
+            ..guest.devices[0]
+        };
+        guest.devices.push(full);
+        guest.spare.push(full);
+        *lock(&cgroups.0.devices.guest) = Some(Arc::new(guest));
+        let group = cgroups.create(&path("c1")).unwrap();
+        group.restrict_devices(&[]).unwrap();
+        assert_eq!(run(&group, script), ["null"]);
+        let own = cgroups.hand_out(&[node(7), node(5)]).unwrap();
+        assert_eq!(own.map(|node| node.minor), Some(5));
+        assert_eq!(run(&group, script), ["null"], "nothing was done");
+        assert_eq!(cgroups.hand_out(&[node(7), node(3)]).unwrap(), None);
+        let rules = [rule(true, LinuxDeviceType::A, -1, -1)];
+        group.restrict_devices(&rules).unwrap();
+        assert_eq!(run(&group, script), ["null", "full"]);
+        assert_eq!(cgroups.hand_out(&[node(7)]).unwrap(), None, "again");
+        remove(&group);
+    }
 }
 
 /// A list with groups below it is changed line by line.

@@ -153,6 +153,7 @@ fn grants(rules: &[Rule], guest: &Guest, asked: &Exception) -> bool {
 
 fn guest(devices: Vec<Device>) -> Guest {
     Guest {
+        spare: Vec::new(),
         devices,
         majors: vec![(Kind::Block, 1), (Kind::Block, 3), (Kind::Char, 6)],
     }
@@ -218,6 +219,7 @@ fn lines(rules: &[Rule], guest: &Guest) -> Vec<String> {
 
 fn disk() -> Guest {
     Guest {
+        spare: Vec::new(),
         devices: vec![Device {
             kind: Kind::Block,
             major: 254,

@@ -21,6 +21,7 @@ pub use id::{ContainerId, ExecId};
 pub use mount::{MountPlan, MountSource};
 pub use process::ProcessPlan;
 
+use crate::device::{PciMap, Renumbering};
 use crate::seccomp::Program;
 
 /// Why a request cannot become a plan. Every variant is the caller's mistake
@@ -303,6 +304,17 @@ pub struct ContainerPlan {
     pub init: InitPlan,
     /// The container's program.
     pub process: ProcessPlan,
+    /// How the host knows the devices that the container was given.
+    pub given: Given,
+}
+
+/// Devices by the host's names and the guest's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// PCI addresses, in the environment of processes.
+    pub pci: PciMap,
+    /// Device numbers, in later updates.
+    pub numbers: Renumbering,
 }
 
 impl ContainerPlan {

@@ -11,8 +11,8 @@ use super::id::shorten;
 use super::label::Modules;
 use super::mount::plan_destination;
 use super::{
-    ChildHooks, ContainerId, ContainerPlan, DevicePlan, Hook, Hooks, IdMap, InitPlan, Namespace,
-    NamespaceSource, Namespaces, PlanError, RootPlan, mount, process, sysctl,
+    ChildHooks, ContainerId, ContainerPlan, DevicePlan, Given, Hook, Hooks, IdMap, InitPlan,
+    Namespace, NamespaceSource, Namespaces, PlanError, RootPlan, mount, process, sysctl,
 };
 use crate::mount_options::propagation_flag;
 use crate::seccomp;
@@ -86,6 +86,7 @@ pub fn plan(
         },
         process: process::plan(process)?,
         namespaces,
+        given: Given::default(),
     })
 }
 
