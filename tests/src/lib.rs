@@ -22,6 +22,7 @@ pub mod disks;
 mod exit;
 pub mod facts;
 pub mod figures;
+pub mod given;
 pub mod ledger;
 pub mod manage;
 pub mod net;

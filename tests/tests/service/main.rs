@@ -5,6 +5,7 @@
 mod claims;
 mod codes;
 mod disconnects;
+mod given;
 mod life;
 mod network;
 mod oci;
