@@ -99,7 +99,7 @@ pub(super) fn open_plain_dir(dir: &impl AsFd, name: &OsStr) -> nix::Result<Owned
 
 /// Removes a tree; nothing when it is not there. Links are removed, not
 /// followed, and what is mounted inside is not entered but an error.
-pub(super) fn remove_all(dir: &OwnedFd, name: &OsStr) -> nix::Result<()> {
+pub(crate) fn remove_all(dir: &OwnedFd, name: &OsStr) -> nix::Result<()> {
     let name = CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)?;
     match unlinkat(dir, &*name, UnlinkatFlags::NoRemoveDir) {
         Err(Errno::EISDIR | Errno::EPERM) => {}

@@ -24,7 +24,8 @@ use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::sys::uio::pwrite;
 use nix::unistd::{UnlinkatFlags, fchown, symlinkat, unlinkat};
 
-use confined::{Confined, open_plain_dir, remove_all};
+pub(crate) use confined::remove_all;
+use confined::{Confined, open_plain_dir};
 pub use plan::CopyPlan;
 use plan::{Item, Owner, Piece};
 

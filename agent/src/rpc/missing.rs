@@ -10,8 +10,6 @@ use ttrpc::{Code, get_status};
 
 /// Method and what it needs.
 pub const TABLE: &[(&str, &str)] = &[
-    ("UpdateEphemeralMounts", "remounting of ephemeral storages"),
-    ("RemoveStaleVirtiofsShareMounts", "virtio-fs mount refresh"),
     ("GetMetrics", "metrics"),
     ("MemAgentMemcgSet", "the memory agent"),
     ("MemAgentCompactSet", "the memory agent"),

@@ -17,6 +17,7 @@ mod sandbox;
 mod stats;
 pub mod status;
 mod stdio;
+mod storage;
 mod volume;
 
 use std::collections::HashMap;
@@ -240,6 +241,22 @@ impl AgentService for Agent {
         request: SetIPTablesRequest,
     ) -> Reply<SetIPTablesResponse> {
         network::set_tables(&self.sandbox, request).await
+    }
+
+    async fn update_ephemeral_mounts(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateEphemeralMountsRequest,
+    ) -> Reply<Empty> {
+        storage::update_ephemeral(&request).await
+    }
+
+    async fn remove_stale_virtiofs_share_mounts(
+        &self,
+        _: &TtrpcContext,
+        _: RemoveStaleVirtiofsShareMountsRequest,
+    ) -> Reply<Empty> {
+        storage::look_at_shares().await
     }
 
     async fn list_interfaces(

@@ -104,6 +104,14 @@ pub enum StorageError {
         /// In bytes.
         page_size: u64,
     },
+    /// Watched storages of a sandbox are in one directory.
+    #[error("Watched storages of this sandbox are in {used}, not in {wanted}")]
+    Elsewhere {
+        /// Where this one was to be.
+        wanted: PathBuf,
+        /// Where the others are.
+        used: PathBuf,
+    },
     /// A directory tree deeper than the walk for `fs_group` goes.
     #[error("Directory {path} is nested too deep to change its group")]
     TooDeep {
@@ -143,6 +151,7 @@ impl StorageError {
             Self::UnknownDriver { .. }
             | Self::Field { .. }
             | Self::Options { .. }
+            | Self::Elsewhere { .. }
             | Self::Verity(_) => true,
             Self::Device(error) => error.is_bad_input(),
             _ => false,

@@ -18,13 +18,17 @@ mod hub_mount;
 mod layers;
 mod local;
 mod make;
+mod mirror;
 mod mount;
 mod overlayfs;
 mod plan;
 mod plan9;
+mod refresh;
 mod registry;
 mod undo;
 mod virtiofs;
+mod watchable;
+mod watcher;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -38,6 +42,7 @@ pub use error::StorageError;
 pub use guest_pull::NAME as GUEST_PULL;
 pub use plan::StoragePlan;
 use plan::{Action, Claim};
+pub use refresh::{Remount, look_at_shares, remount_all};
 pub use registry::Storages;
 
 /// One kind of storage.
@@ -58,6 +63,11 @@ trait Driver: Sync {
         true
     }
 
+    /// What it has to lie in, to be there before and to go after it.
+    fn needs(&self, _: &Claim<'_>) -> Option<StoragePlan> {
+        None
+    }
+
     /// Whether what is in it must outlive its last user. Container runtimes
     /// remove a container before they start it anew, and a pod's emptyDir must
     /// still hold its files then.
@@ -67,7 +77,7 @@ trait Driver: Sync {
 }
 
 /// Every driver there is.
-static DRIVERS: [&dyn Driver; 11] = [
+static DRIVERS: [&dyn Driver; 12] = [
     &virtiofs::VirtioFs,
     &block::BLK,
     &block::MMIO_BLK,
@@ -79,10 +89,8 @@ static DRIVERS: [&dyn Driver; 11] = [
     &bind::Bind,
     &overlayfs::Overlay,
     &guest_pull::GuestPull,
+    &watchable::Watchable,
 ];
-
-/// Drivers of the protocol that are still to come.
-const MISSING: [&str; 1] = ["watchable-bind"];
 
 /// A driver for channel I/O, which only s390x has.
 const FOREIGN: &str = "blk-ccw";
@@ -91,7 +99,7 @@ fn driver(name: &str) -> Result<&'static dyn Driver, StorageError> {
     if let Some(driver) = DRIVERS.iter().find(|driver| driver.name() == name) {
         return Ok(*driver);
     }
-    if MISSING.contains(&name) || name == FOREIGN {
+    if name == FOREIGN {
         return Err(StorageError::NotImplemented {
             what: format!("driver {name}"),
         });
@@ -114,6 +122,7 @@ pub(crate) struct Environment {
     pub hub: Hub,
     pub children: Children,
     pub made: make::Made,
+    watcher: watcher::Watcher,
 }
 
 /// Opens a directory for changing it, without following links.

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
 
 use super::StorageError;
@@ -62,6 +63,29 @@ impl MountSpec {
                 .map_err(|source| self.failed(place, source))?;
         }
         Ok(())
+    }
+
+    /// Changes the file system that is mounted there. What its mount forbids
+    /// stays forbidden, although the kernel would take flags left out for off.
+    pub(super) fn remount(&self, place: &Path) -> Result<(), StorageError> {
+        let target = open_target(place).map_err(StorageError::at("find", place))?;
+        let mounted = mounted_fstype(&target, place);
+        if mounted.is_none_or(|fstype| fstype != self.fstype.as_bytes()) {
+            return Err(self.failed(place, Errno::EINVAL));
+        }
+        let now = fstatvfs(&target).map_err(StorageError::at("find", place))?;
+        let mut flags = self.options.flags | MsFlags::MS_REMOUNT;
+        for (kept, flag) in [
+            (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
+            (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+            (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+            (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        ] {
+            if now.flags().contains(kept) && !self.options.cleared.contains(flag) {
+                flags |= flag;
+            }
+        }
+        self.call(&target, flags, place)
     }
 
     fn call(&self, target: &OwnedFd, flags: MsFlags, place: &Path) -> Result<(), StorageError> {
@@ -201,7 +225,7 @@ fn last_mount_at(mountinfo: &[u8], place: &Path) -> Option<Vec<u8>> {
 }
 
 /// Mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
+pub(super) fn unescape(field: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -71,6 +71,8 @@ pub struct StoragePlan {
     pub(super) fs_group: Option<FsGroup>,
     /// Kept when its last user leaves, until the sandbox ends.
     pub(super) keep: bool,
+    /// What it lies in.
+    pub(super) needs: Option<Box<StoragePlan>>,
 }
 
 impl StoragePlan {
@@ -87,11 +89,16 @@ impl StoragePlan {
         if let [word, ..] = claim.layer_words[..] {
             return Err(claim.refuse("options", word, "it is for layers only"));
         }
+        let action = driver.plan(&claim)?;
+        let needs = driver.needs(&claim).map(Box::new);
+        let keep = (storage.shared && driver.may_be_shared()) || driver.keeps();
         Ok(Self {
-            action: driver.plan(&claim)?,
+            action,
             mount_point: driver.place(&claim),
             fs_group: claim.fs_group()?,
-            keep: (storage.shared && driver.may_be_shared()) || driver.keeps(),
+            // Not without what it lies in.
+            keep: keep && needs.is_none(),
+            needs,
         })
     }
 
@@ -125,6 +132,7 @@ impl StoragePlan {
                 mount_point,
                 action: Box::new(action),
                 fs_group,
+                needs: None,
                 keep: storages.iter().any(|s| is_layer(s) && s.shared),
             };
             plans.insert(at, whole);
@@ -141,6 +149,7 @@ impl StoragePlan {
             mount_point,
             action: Box::new(action),
             fs_group: None,
+            needs: None,
             keep: true,
         }
     }
@@ -414,7 +423,7 @@ mod tests {
             unknown.to_string(),
             "Failed to find the storage handler floppy"
         );
-        for driver in ["blk-ccw", "watchable-bind"] {
+        for driver in ["blk-ccw"] {
             assert!(
                 refused(&storage(driver, "/run/x")).is_not_implemented(),
                 "{driver}"

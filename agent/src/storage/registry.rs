@@ -179,7 +179,11 @@ impl Storages {
             storages: self.clone(),
             taken: Vec::new(),
         };
-        for plan in plans {
+        let all = plans.into_iter().flat_map(|mut plan| {
+            let needs = plan.needs.take().map(|needs| *needs);
+            needs.into_iter().chain([plan])
+        });
+        for plan in all {
             match self.enter(plan).await {
                 Ok(taken) => lease.taken.push(taken),
                 Err(error) => {
@@ -351,6 +355,7 @@ mod tests {
                 action: Box::new(Make(Arc::clone(&self.probe), works)),
                 fs_group: None,
                 keep,
+                needs: None,
             }
         }
 

@@ -13,6 +13,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::StorageError;
 use super::ephemeral;
+use super::watchable;
+use super::watcher::Watcher;
 
 /// One effect to take back.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,6 +29,10 @@ pub(super) enum Step {
     RemoveMapped(String),
     /// Huge pages were reserved: their sysfs directory and number.
     ReturnHugepages(PathBuf, u64),
+    /// A copy is watched: its number and where it is.
+    Unwatch(Watcher, u64, PathBuf),
+    /// The directory of all copies has been settled on.
+    Unsettle(Watcher),
 }
 
 /// The effects of one storage, in the order in which they happened.
@@ -66,6 +72,14 @@ impl Step {
             },
             Self::RemoveMapped(name) => init::dm::remove(&name).map_err(StorageError::Mapped),
             Self::ReturnHugepages(dir, pages) => ephemeral::return_hugepages(&dir, pages),
+            Self::Unwatch(watcher, id, path) => {
+                watcher.forget(id);
+                watchable::remove(&path, id).map_err(StorageError::at("remove", &path))
+            }
+            Self::Unsettle(watcher) => {
+                watcher.unsettle();
+                Ok(())
+            }
         }
     }
 }
