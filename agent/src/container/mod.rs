@@ -15,6 +15,7 @@ pub mod json;
 pub mod plan;
 mod process;
 mod remove;
+pub mod share;
 pub mod spawn;
 mod start;
 pub mod state;
@@ -126,6 +127,9 @@ pub enum ContainerError {
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// A mount that it was to take over.
+    #[error(transparent)]
+    Share(Box<share::ShareError>),
     /// A step of the start that the first process made after StartContainer.
     #[error("Container {id} could not be started: {reason}")]
     Start {

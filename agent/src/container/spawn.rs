@@ -109,7 +109,7 @@ pub async fn spawn(engine: &Engine, request: Request<'_>) -> Result<Spawned, Spa
     drop(theirs);
     // Unless it was reaped, its pid is its own; if it was, it is dead.
     let pidfd = open_pidfd(pid).map_err(|_| SpawnError::Died)?;
-    let mut unfinished = Unfinished { pidfd: Some(pidfd) };
+    let mut unfinished = Unfinished::new(pidfd);
 
     let (pipes, ends) = pipes.unzip();
     send_plan(&control, &request, ends)
@@ -136,8 +136,14 @@ pub async fn spawn(engine: &Engine, request: Request<'_>) -> Result<Spawned, Spa
 }
 
 /// Kills a child that never became a process.
-struct Unfinished {
+pub(super) struct Unfinished {
     pidfd: Option<OwnedFd>,
+}
+
+impl Unfinished {
+    pub(super) fn new(pidfd: OwnedFd) -> Self {
+        Self { pidfd: Some(pidfd) }
+    }
 }
 
 impl Drop for Unfinished {

@@ -52,6 +52,8 @@ pub enum Task {
     Process,
     /// Runs one hook in the guest and ends.
     Hook,
+    /// Takes one mount from one container to another and ends.
+    Share,
 }
 
 /// The launcher's answer to an [`Order`].
@@ -120,6 +122,22 @@ pub struct HookEnd {
     pub failure: Option<String>,
     /// The beginning of its output.
     pub output: String,
+}
+
+/// A mount to be taken over; the namespaces of both containers come along.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareOrder {
+    /// Where it is, in the one.
+    pub source: String,
+    /// Where it is to be, in the other.
+    pub target: String,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareEnd {
+    /// What went wrong, if anything.
+    pub failure: Option<String>,
 }
 
 /// Sends `bytes` as one piece with `fds` attached to its first byte.

@@ -123,6 +123,7 @@ fn start(order: Order, control: OwnedFd, cgroup: Option<OwnedFd>, socket: &Owned
             match order.task {
                 Task::Process => child::become_process(UnixStream::from(control)),
                 Task::Hook => child::hooks::run_for_agent(UnixStream::from(control)),
+                Task::Share => child::share::run_for_agent(UnixStream::from(control)),
             }
         }
         Err(error) => Receipt::Failed(LaunchStep::Clone, error.raw_os_error().unwrap_or(0)),

@@ -15,8 +15,8 @@ use ttrpc::Code;
 
 use super::status::{Coded, failure, lifecycle, missing};
 use crate::confidential::pause;
-use crate::container::bundle;
 use crate::container::plan::{ContainerId, PlanError, id::shorten, spec};
+use crate::container::{bundle, share};
 use crate::device::Claims;
 use crate::sandbox::{CreatePlan, DeviceRequest, Sandbox, SandboxError};
 use crate::storage::{GUEST_PULL, StoragePlan};
@@ -37,9 +37,7 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
     let id = ContainerId::parse(&request.container_id).map_err(Coded::status)?;
     let wire = request.OCI.as_ref().ok_or_else(|| missing("OCI"))?;
     let mut oci = spec_from_wire(wire).map_err(|e| PlanError::from(e).status())?;
-    if !request.shared_mounts.is_empty() {
-        return Err(PlanError::Unsupported("shared_mounts are").status());
-    }
+    let shares = share::plan_all(&request.shared_mounts).map_err(Coded::status)?;
     let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
     let ports = passed_ports(sandbox, ports)?;
     let bundle = bundle::path_of(&id);
@@ -62,6 +60,7 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
         return Ok(CreatePlan {
             storages,
             container,
+            shares,
             pause,
             config,
             devices: None,
@@ -77,6 +76,7 @@ fn plan(sandbox: &Sandbox, request: CreateContainerRequest) -> ttrpc::Result<Cre
     Ok(CreatePlan {
         storages,
         container,
+        shares,
         pause,
         config: None,
         devices: Some(Box::new(devices)),

@@ -121,6 +121,7 @@ impl Coded for ContainerError {
             Self::Bundle(error) => bad_if(error.is_bad_input()),
             Self::Cgroup(error) => bad_if(error.is_bad_input()),
             Self::Spawn(error) => error.code(),
+            Self::Share(error) => bad_if(error.is_bad_input()),
             Self::Namespace { bad_request, .. } => bad_if(*bad_request),
             Self::NoSharedPid => Code::FAILED_PRECONDITION,
             Self::Signal { source, .. } => bad_if(source.raw_os_error() == Some(libc::EINVAL)),

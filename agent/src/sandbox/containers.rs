@@ -14,6 +14,7 @@ use crate::container::plan::id::shorten;
 use crate::container::plan::{
     ContainerId, ContainerPlan, ExecId, Namespace, NamespaceSource, ProcessPlan,
 };
+use crate::container::share::{ShareError, SharePlan};
 use crate::container::{Container, ContainerError, Creation, Shared, bundle};
 use crate::pool::at_host_pace;
 use crate::rpc::status::chain;
@@ -74,12 +75,15 @@ impl Sandbox {
                 guest_hooks,
                 given_up,
             };
+            let sources = self.sources(&plan.shares, &creation).await?;
             let storages = with_trusted_store(plan.storages, &creation.plan)?;
             let with_storages = !storages.is_empty();
             let created = async {
                 self.storages.acquire(storages, id.as_str()).await?;
                 self.complete(&mut creation.plan, plan.pause).await?;
-                Ok::<_, SandboxError>(Container::create(&self.engine, creation).await?)
+                let container = Container::create(&self.engine, creation).await?;
+                let shared = self.share(container, &plan.shares, &sources).await;
+                Ok::<_, SandboxError>(shared?)
             };
             let created = created.await;
             if created.is_err() {
@@ -125,6 +129,60 @@ impl Sandbox {
         }
         confidential::unseal(&self.hub, plan).await;
         Ok(())
+    }
+
+    /// The containers that have the mounts to be taken over, which are there then.
+    async fn sources(
+        &self,
+        shares: &[SharePlan],
+        creation: &Creation,
+    ) -> Result<Vec<Arc<Container>>, ContainerError> {
+        let found = shares.iter().map(|share| self.named(share));
+        let sources: Vec<_> = found.collect::<Result<_, _>>()?;
+        let mut given_up = creation.given_up.clone();
+        let appear = join_all(shares.iter().zip(&sources).map(|(s, from)| s.appear(from)));
+        let appeared = tokio::select! {
+            appeared = appear => appeared,
+            _ = given_up.wait_for(|given_up| *given_up) => {
+                return Err(ContainerError::GivenUp(creation.plan.id.clone()));
+            }
+        };
+        appeared.into_iter().collect::<Result<(), _>>()?;
+        Ok(sources)
+    }
+
+    fn named(&self, share: &SharePlan) -> Result<Arc<Container>, ShareError> {
+        let registry = self.registry();
+        let mut taken = registry.containers.values().filter_map(|slot| match slot {
+            Slot::Taken(container) => Some(container),
+            Slot::Reserved(_) => None,
+        });
+        let (name, id) = (share.container.as_str(), |c: &Container| {
+            c.id().as_str().to_owned()
+        });
+        let found = taken.find(|c| c.name() == Some(name) || id(c) == name);
+        found.cloned().ok_or_else(|| ShareError::Unknown {
+            path: share.source.clone(),
+            container: shorten(name),
+        })
+    }
+
+    /// Gives a new container what it takes over; without it there is no container.
+    async fn share(
+        &self,
+        container: Arc<Container>,
+        shares: &[SharePlan],
+        sources: &[Arc<Container>],
+    ) -> Result<Arc<Container>, ContainerError> {
+        for (share, from) in shares.iter().zip(sources) {
+            if let Err(error) = share.take(&self.engine, from, &container).await {
+                if let Err(error) = container.remove(&self.engine).await {
+                    log::warn!("Container {}: {}", container.id(), chain(&error));
+                }
+                return Err(error.into());
+            }
+        }
+        Ok(container)
     }
 
     fn reserve(&self, plan: &ContainerPlan) -> Result<Reservation, SandboxError> {

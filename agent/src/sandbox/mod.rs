@@ -20,6 +20,7 @@ use crate::children::Children;
 use crate::confidential::Hub;
 use crate::config::Config;
 use crate::container::plan::{ContainerId, ContainerPlan, Hooks, PlanError};
+use crate::container::share::SharePlan;
 use crate::container::{Container, ContainerError, Engine, Process, Shared, bundle, hooks};
 use crate::device::cdi::CdiError;
 use crate::device::{DeviceError, Devices};
@@ -115,6 +116,8 @@ pub struct CreatePlan {
     pub pause: bool,
     /// The devices that it is to have; the first two are preliminary then.
     pub devices: Option<Box<DeviceRequest>>,
+    /// Taken over from other containers, in order.
+    pub shares: Vec<SharePlan>,
 }
 
 enum Slot {

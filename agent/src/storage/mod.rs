@@ -40,6 +40,7 @@ use crate::confidential::Hub;
 use crate::device::Devices;
 pub use error::StorageError;
 pub use guest_pull::NAME as GUEST_PULL;
+pub(crate) use mount::unescape;
 pub use plan::StoragePlan;
 use plan::{Action, Claim};
 pub use refresh::{Remount, look_at_shares, remount_all};

@@ -225,7 +225,7 @@ fn last_mount_at(mountinfo: &[u8], place: &Path) -> Option<Vec<u8>> {
 }
 
 /// Mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
-pub(super) fn unescape(field: &[u8]) -> PathBuf {
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -19,6 +19,7 @@ mod mounts;
 mod namespaces;
 mod program;
 mod root;
+pub(crate) mod share;
 mod terminal;
 pub(crate) mod within;
 
