@@ -130,6 +130,8 @@ agent_calls! {
     pause_container(PauseContainerRequest) -> Empty;
     resume_container(ResumeContainerRequest) -> Empty;
     get_oom_event(GetOOMEventRequest) -> OOMEvent;
+    update_ephemeral_mounts(UpdateEphemeralMountsRequest) -> Empty;
+    remove_stale_virtiofs_share_mounts(RemoveStaleVirtiofsShareMountsRequest) -> Empty;
     get_diagnostic_data(GetDiagnosticDataRequest) -> GetDiagnosticDataResponse;
 }
 

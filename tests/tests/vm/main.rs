@@ -28,3 +28,4 @@ mod stdio;
 mod storage;
 mod traces;
 mod volumes;
+mod watchable;
