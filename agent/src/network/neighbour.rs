@@ -123,7 +123,7 @@ mod tests {
                 read.attributes,
                 [
                     NeighbourAttribute::Destination(address),
-                    NeighbourAttribute::LinkLayerAddress(mac.into()),
+                    NeighbourAttribute::LinkLayerAddress(mac),
                 ]
             );
         }

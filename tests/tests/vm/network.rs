@@ -64,21 +64,20 @@ fn a_card_is_waited_for_and_a_container_has_it() {
     });
 }
 
-/// One end of a cable between two guests.
-fn cable(mac: &str, own: &Path, other: &Path) -> [String; 4] {
-    let (own, other) = (own.display(), other.display());
+/// One end of a cable between two guests; the first end has to be there before the second.
+fn cable(mac: &str, end: &str, socket: &Path) -> [String; 4] {
+    let socket = socket.display();
     [
         "-netdev".to_owned(),
-        format!(
-            "dgram,id=cable,local.type=unix,local.path={own},remote.type=unix,remote.path={other}"
-        ),
+        format!("stream,id=cable,server={end},addr.type=unix,addr.path={socket}"),
         "-device".to_owned(),
         format!("virtio-net-pci,netdev=cable,mac={mac}"),
     ]
 }
 
-async fn guest(first: Option<&Vm>, mac: &str, own: &Path, other: &Path) -> Vm {
-    let arguments = cable(mac, own, other);
+async fn guest(first: Option<&Vm>, mac: &str, socket: &Path) -> Vm {
+    let end = if first.is_none() { "on" } else { "off" };
+    let arguments = cable(mac, end, socket);
     let arguments = arguments.each_ref().map(String::as_str);
     let plug_in = |g: tests::vm::Guest| g.qemu(&arguments);
     let vm = match first {
@@ -142,9 +141,9 @@ fn column<'a>(lines: &[&'a str], word: &str) -> &'a str {
 fn two_guests_talk_over_routes_with_known_neighbours() {
     vm_story(async {
         let dir = tempfile::tempdir().expect("a directory");
-        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
-        let near = guest(None, A, &one, &two).await;
-        let far = guest(Some(&near), B, &two, &one).await;
+        let socket = dir.path().join("cable");
+        let near = guest(None, A, &socket).await;
+        let far = guest(Some(&near), B, &socket).await;
         let mut wanted = interface("eth0", A, &["10.0.0.1/24", "fd00::1/64"]);
         wanted.mtu = 9000;
         near.interface(wanted).await;
