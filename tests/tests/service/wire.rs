@@ -55,8 +55,9 @@ const METHODS: [&str; 42] = [
     "SetPolicy",
 ];
 
-/// A length-delimited field whose length reaches beyond the message: no decoder accepts it.
-const GARBAGE: [u8; 4] = [0x0a, 0xff, 0xff, 0x7f];
+/// A field of a wire type that there is not: no decoder accepts it. (One that is longer than the message is taken for whole where it
+/// is a message itself.)
+const GARBAGE: [u8; 4] = [0x0f, 0xff, 0xff, 0x7f];
 
 #[test]
 fn a_truncated_header_costs_only_its_connection() {
