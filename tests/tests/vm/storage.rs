@@ -7,7 +7,7 @@ use std::path::Path;
 
 use protocols::agent::CopyFileRequest;
 use tempfile::TempDir;
-use tests::vm::{SHARED, ext4_image, shared_storage, storage};
+use tests::vm::{SHARED, ext4_image, storage};
 use tests::{Code, Vm, artifacts, expect_refusal, vm_story};
 
 /// Where the second disk sits on the PCI bus.
@@ -27,6 +27,11 @@ impl Pod {
 
 /// Boots the guest with everything the stories need; each story has its own, for what it leaves behind must not matter to others.
 async fn pod() -> Pod {
+    pod_sharing(&["nodev"]).await
+}
+
+/// The same, the shared directory mounted with these options.
+async fn pod_sharing(options: &[&str]) -> Pod {
     let dir = TempDir::new().expect("a temporary directory");
     let share = dir.path().join("share");
     fs::create_dir(&share).expect("a directory to share");
@@ -40,8 +45,8 @@ async fn pod() -> Pod {
             .qemu(&["-drive", &drive, "-device", &device])
     })
     .await;
-    vm.create_sandbox(|r| r.storages.push(shared_storage()))
-        .await;
+    let shared = storage("virtio-fs", "kataShared", "virtiofs", SHARED, options);
+    vm.create_sandbox(|r| r.storages.push(shared)).await;
     Pod { vm, dir }
 }
 
@@ -68,6 +73,34 @@ fn a_container_runs_on_a_shared_root() {
             pod.shared_dir().join("c1/rootfs/bin/sh").exists(),
             "the end of the guest empties nothing"
         );
+    });
+}
+
+/// QEMU's device has no window for it: the share is mounted all the same, and the log says so once.
+#[test]
+fn a_share_asked_for_with_dax_does_without() {
+    vm_story(async {
+        let pod = pod_sharing(&["nodev", "dax=always"]).await;
+        fs::write(pod.shared_dir().join("letter"), "from the host\n").expect("a file");
+        let again = format!("{SHARED}/again");
+        let seen = pod
+            .vm
+            .container("c1")
+            .storage(storage(
+                "virtio-fs",
+                "kataShared",
+                "virtiofs",
+                &again,
+                &["dax"],
+            ))
+            .bind("/mnt", SHARED)
+            .sh("cat /mnt/letter; grep ' /mnt ' /proc/mounts | grep -c dax")
+            .run()
+            .await;
+        assert_eq!(seen.stdout, "from the host\n0\n");
+        let console = pod.vm.console();
+        let said = console.iter().filter(|line| line.contains("without dax"));
+        assert_eq!(said.count(), 1, "{console:#?}");
     });
 }
 
