@@ -132,3 +132,36 @@ pub fn flip_bit(image: &Path, offset: u64) {
     byte[0] ^= 1;
     file.write_all_at(&byte, offset).expect("a byte");
 }
+
+/// Overwrites both copies of a disk's partition table, and what says that there is one.
+pub fn ruin_table(disk: &Path) {
+    use std::os::unix::fs::FileExt;
+    const TABLE: usize = 34 * 512;
+    let file = File::options().write(true).open(disk).expect("the disk");
+    let end = file.metadata().expect("a size").len();
+    for place in [0, end - TABLE as u64] {
+        file.write_all_at(&[0xa5; TABLE], place).expect("room");
+    }
+}
+
+/// Puts a program of this host's into a directory, where it has it itself, with all the libraries that it needs.
+pub fn bring_along(program: &str, dir: &Path) {
+    let found = tool("sh", &[&"-c", &format!("command -v {program}")], "");
+    let program = fs::canonicalize(found.trim()).expect("a program");
+    let libraries = tool("ldd", &[&program], "");
+    let libraries = libraries
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'));
+    for file in libraries.map(Path::new) {
+        let place = dir.join(file.strip_prefix("/").expect("it is absolute"));
+        fs::create_dir_all(place.parent().expect("a file has a directory")).expect("a directory");
+        fs::copy(file, &place).expect("a copy");
+    }
+    fs::create_dir_all(dir.join("sbin")).expect("a directory");
+    fs::copy(
+        &program,
+        dir.join("sbin")
+            .join(found.trim().rsplit('/').next().expect("a name")),
+    )
+    .expect("a copy");
+}

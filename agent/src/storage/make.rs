@@ -3,11 +3,13 @@
 //! `create_filesystem`). Owns the memory of which disks got theirs: a request
 //! that is sent again must not empty a volume.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Mutex as AsyncMutex;
 
 use super::StorageError;
 use super::mount::errno;
@@ -36,9 +38,10 @@ const OPTIONS: [&str; 9] = [
 const MAGIC: (u64, [u8; 2]) = (1024 + 0x38, [0x53, 0xef]);
 
 /// Disks on which this guest has made file systems, by the number that the
-/// kernel gives each disk once and never again.
+/// kernel gives each disk once and never again. Each has a lock of its own, held
+/// while its file system is made: whoever else wants one on it waits for that.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Made(Arc<Mutex<HashSet<String>>>);
+pub(crate) struct Made(Arc<Mutex<HashMap<String, Arc<AsyncMutex<bool>>>>>);
 
 impl Made {
     /// Makes an ext4 file system, but not on a disk that this guest has made one
@@ -53,48 +56,43 @@ impl Made {
             node: disk.node.clone(),
             reason,
         };
-        let (place, node) = (sysfs.to_owned(), disk.clone());
-        let looked = at_host_pace(move || (sequence(&place, &node), has_ext4(&node.node))).await;
-        let (sequence, has_one) = looked.map_err(|e| failed(e.to_string()))?;
-        let sequence = sequence?;
-        if has_one
-            && self
-                .0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .contains(&sequence)
-        {
+        let (place, number) = (sysfs.to_owned(), disk.clone());
+        let found = at_host_pace(move || sequence(&place, &number)).await;
+        let sequence = found.map_err(|e| failed(e.to_string()))??;
+        let slot = self.disks().entry(sequence).or_default().clone();
+        let mut made = slot.lock().await;
+        let node = disk.node.clone();
+        let has_one = at_host_pace(move || has_ext4(&node)).await;
+        if *made && has_one.map_err(|e| failed(e.to_string()))? {
             return Ok(());
         }
         let node = disk.node.to_string_lossy();
         let mut arguments = OPTIONS.to_vec();
         arguments.push(&node);
         let ended = program::run(children, MKFS, &arguments).await;
-        let ended = ended.map_err(|e| {
-            failed(format!(
-                "{MKFS} (package e2fsprogs of the guest's image): {e}"
-            ))
-        })?;
+        let ended = ended.map_err(|e| failed(format!("{MKFS} (package e2fsprogs): {e}")))?;
         if ended.code != 0 {
-            return Err(failed(format!(
-                "exit status {}: {}",
-                ended.code, ended.output
-            )));
+            let (code, output) = (ended.code, ended.output);
+            return Err(failed(format!("exit status {code}: {output}")));
         }
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(sequence);
+        *made = true;
         Ok(())
+    }
+
+    fn disks(&self) -> MutexGuard<'_, HashMap<String, Arc<AsyncMutex<bool>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The kernel's number for this disk and no later one (`diskseq`).
+/// The kernel's number for this disk and no later one (`diskseq`); partitions
+/// are told apart by their own numbers.
 fn sequence(sysfs: &Path, disk: &BlockDevice) -> Result<String, StorageError> {
-    let number = format!("dev/block/{}:{}/diskseq", disk.major, disk.minor);
-    let file = sysfs.join(number);
-    let text = fs::read_to_string(&file);
-    text.map_err(|e| StorageError::at("read", &file)(errno(&e)))
+    let number = format!("{}:{}", disk.major, disk.minor);
+    let place = sysfs.join("dev/block").join(&number);
+    let (whole, above) = (place.join("diskseq"), place.join("../diskseq"));
+    let text = fs::read_to_string(&whole).or_else(|_| fs::read_to_string(&above));
+    let text = text.map_err(|e| StorageError::at("read", &whole)(errno(&e)))?;
+    Ok(format!("{} {number}", text.trim_end()))
 }
 
 /// What cannot be read has none.
@@ -128,9 +126,17 @@ mod tests {
         };
         let error = sequence(dir.path(), &disk).unwrap_err();
         assert!(error.to_string().contains("254:16/diskseq"), "{error}");
-        let place = dir.path().join("dev/block/254:16");
+        // As the kernel has it: the numbers are links to the disks' directories.
+        let place = dir.path().join("devices/vdb/vdb1");
         fs::create_dir_all(&place).unwrap();
-        fs::write(place.join("diskseq"), "7\n").unwrap();
-        assert_eq!(sequence(dir.path(), &disk).unwrap(), "7\n");
+        fs::write(place.join("../diskseq"), "7\n").unwrap();
+        fs::create_dir_all(dir.path().join("dev/block")).unwrap();
+        for (number, target) in [("254:16", place.join("..")), ("254:17", place.clone())] {
+            let link = dir.path().join("dev/block").join(number);
+            std::os::unix::fs::symlink(target, link).unwrap();
+        }
+        assert_eq!(sequence(dir.path(), &disk).unwrap(), "7 254:16");
+        let partition = BlockDevice { minor: 17, ..disk };
+        assert_eq!(sequence(dir.path(), &partition).unwrap(), "7 254:17");
     }
 }

@@ -286,7 +286,7 @@ fn layers_of_a_partitioned_disk_are_one_file_system() {
         let verified: Vec<_> = images.iter().map(|image| disks::verify(image)).collect();
         let disk = disks::partitioned(&path("layers.img"), &images);
         let upper = ext4_image(&path("upper.img"), 16, None);
-        let vm = Vm::boot(|g| g.disk(&upper).ports(1).words("agent.hotplug_timeout=30")).await;
+        let vm = Vm::boot(|g| g.disk(&upper).ports(1).words("agent.hotplug_timeout=10")).await;
         vm.create_sandbox(|_| ()).await;
         let probe = vm.probe("probe").await;
         let mut monitor = vm.monitor().await;
@@ -362,8 +362,93 @@ fn layers_of_a_partitioned_disk_are_one_file_system() {
             Some(Code::INTERNAL)
         );
         expect_nothing_left(&probe).await;
+        // One bit of the data turned over, under the measured hash: not served either.
+        monitor.unplug("layers").await;
+        monitor.close_image("layers-image").await;
+        disks::flip_bit(&disk, (1 << 20) + 1024 + 1);
+        monitor.plug_disk(0, "layers", &disk).await;
+        let refused = create(all, true).sh("true").try_create().await;
+        assert!(refused.is_err(), "a layer was changed");
+        // A table that is none has no partitions.
+        monitor.unplug("layers").await;
+        monitor.close_image("layers-image").await;
+        disks::ruin_table(&disk);
+        monitor.plug_disk(0, "layers", &disk).await;
+        let refused = create(all, true).sh("true").try_create().await;
+        expect_refusal(refused.map(drop), Code::INTERNAL, "did not appear");
+        expect_nothing_left(&probe).await;
         vm.rpc().check().await.expect("Check");
         vm.expect_power_off().await;
         disks::expect_whole("ext4", &upper);
+    });
+}
+
+/// More than fit into a page by their paths, and a disk with more partitions than a disk has minor numbers.
+#[test]
+fn two_dozen_layers_of_a_container_with_a_long_name() {
+    vm_story(async {
+        const LAYERS: usize = 24;
+        let dir = TempDir::new().expect("a temporary directory");
+        let images: Vec<_> = (1..=LAYERS)
+            .map(|n| {
+                let (path, own) = (dir.path().join(format!("{n}.img")), format!("only-{n}"));
+                disks::erofs_image(&path, &[("both", &n.to_string()), (&own, "x")])
+            })
+            .collect();
+        let disk = disks::partitioned(&dir.path().join("layers.img"), &images);
+        let vm = Vm::boot(|g| g.disk(&disk)).await;
+        vm.create_sandbox(|_| ()).await;
+        let place = format!("{BASE}/whole");
+        let mut builder = vm.container(&"x".repeat(180)).bind("/mnt", &place);
+        for n in 1..=LAYERS {
+            let words = layer(n, None);
+            let words: Vec<_> = words.iter().map(String::as_str).collect();
+            builder = builder.storage(storage("blk", "/dev/vda", "erofs", &place, &words));
+        }
+        let output = builder.sh("cat /mnt/both; ls /mnt | wc -l").run().await;
+        assert_eq!(output.ok(), format!("1\n{}", LAYERS + 1));
+        expect_nothing_left(&vm.probe("probe").await).await;
+    });
+}
+
+/// The guest's own mkfs, which its image has to bring along: here this host's, so only for guests of the same architecture.
+#[test]
+fn a_fresh_disk_gets_its_file_system_once() {
+    vm_story(async {
+        if Some(artifacts::arch()) != Arch::host() {
+            return eprintln!(
+                "Told on this host's own architecture: the guest runs this host's mkfs.ext4"
+            );
+        }
+        let dir = TempDir::new().expect("a temporary directory");
+        let share = dir.path().join("share");
+        disks::bring_along("mkfs.ext4", &share);
+        let disk = disks::blank(&dir.path().join("fresh.img"), 64 << 20);
+        let vm = Vm::boot(|g| g.share(&share).disk(&disk)).await;
+        vm.create_sandbox(|r| r.storages.push(tests::vm::shared_storage()))
+            .await;
+        let probe = vm.probe("probe").await;
+        let shared = tests::vm::SHARED;
+        probe.sh(&format!("cp -a /mnt{shared}/. /mnt/")).await.ok();
+        let place = format!("{BASE}/fresh");
+        let fresh = |group: u32| {
+            let mut fresh = storage("blk", "/dev/vda", "ext4", &place, &[]);
+            fresh.driver_options = vec!["create_filesystem".to_owned()];
+            let mut owner = protocols::agent::FSGroup::new();
+            owner.group_id = group;
+            fresh.fs_group = Some(owner).into();
+            fresh
+        };
+        let first = vm.container("c1").storage(fresh(1234)).bind("/mnt", &place);
+        let said = first
+            .sh("stat -c '%g %a' /mnt; echo kept > /mnt/file")
+            .run()
+            .await;
+        assert_eq!(said.ok(), "1234 2775");
+        let again = vm.container("c2").storage(fresh(1234)).bind("/mnt", &place);
+        assert_eq!(again.sh("cat /mnt/file").run().await.ok(), "kept");
+        expect_nothing_left(&probe).await;
+        vm.expect_power_off().await;
+        disks::expect_whole("ext4", &disk);
     });
 }

@@ -7,7 +7,6 @@
 mod verity;
 mod words;
 
-use std::fmt::Write as _;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -30,8 +29,8 @@ pub(super) const MARK: &str = "X-kata.multi-layer=true";
 
 /// overlayfs takes 500 lower layers; no image has that many.
 const MOST_LAYERS: usize = 128;
-/// What mount(2) takes, with room for the other options.
-const LONGEST: usize = 3800;
+/// What mount(2) takes.
+const LONGEST: usize = 4095;
 
 /// Where a layer's data is.
 #[derive(Debug)]
@@ -235,21 +234,20 @@ impl Action for Layers {
         for dir in [&changes, &work] {
             make_dir(dir, &mut Undo::default())?;
         }
-        let mut data = self.lowerdirs(&held);
-        let _ = write!(
-            data,
-            ",upperdir={},workdir={}",
-            changes.display(),
-            work.display()
-        );
+        let data = self.options(&held, &changes, &work);
         mount(Path::new("overlay"), "overlay", MsFlags::empty(), data).mount(place, undo)
     }
 }
 
 impl Layers {
-    /// By their paths where these fit, else by the descriptors that are open on them.
-    fn lowerdirs(&self, held: &[OwnedFd]) -> String {
-        let join = |parts: Vec<String>| format!("lowerdir={}", parts.join(":"));
+    /// The lower layers by their paths where these fit, else by the descriptors
+    /// that are open on them.
+    fn options(&self, held: &[OwnedFd], changes: &Path, work: &Path) -> String {
+        let (changes, work) = (changes.display(), work.display());
+        let join = |parts: Vec<String>| {
+            let lowers = parts.join(":");
+            format!("lowerdir={lowers},upperdir={changes},workdir={work}")
+        };
         let paths = (0..held.len()).map(|number| self.lower_dir(number));
         let data = join(paths.map(|path| path.display().to_string()).collect());
         if data.len() <= LONGEST {

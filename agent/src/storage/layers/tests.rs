@@ -83,22 +83,31 @@ fn partitions_are_the_order_and_without_an_upper_layer_the_first_lower_says_wher
 
 #[test]
 fn many_layers_are_named_by_descriptor() {
-    let storages: Vec<_> = (1..=100).map(|n| lower(&n.to_string())).collect();
-    let layers = layers(&storages);
-    let held = |count: usize| {
+    let options = |count: usize, id: &str| {
+        let storages: Vec<_> = (1..=count).map(|n| lower(&n.to_string())).collect();
+        let claims: Vec<_> = storages
+            .iter()
+            .map(|storage| Claim::new(storage, None).unwrap())
+            .collect();
+        let bundle = Path::new("/run/kata-containers").join(id);
+        let layers = Layers::plan(&claims, Some(&bundle)).unwrap().1;
         let open = || OwnedFd::from(std::fs::File::open("/").unwrap());
-        std::iter::repeat_with(open).take(count).collect::<Vec<_>>()
+        let held: Vec<_> = std::iter::repeat_with(open).take(count).collect();
+        let upper = bundle.join("multi-layer/upper");
+        layers.options(&held, &upper.join("upper"), &upper.join("work"))
     };
-    assert!(
-        layers
-            .lowerdirs(&held(2))
-            .ends_with("/multi-layer/lower-0:/run/kata-containers/sandbox/multi-layer/lower-1")
-    );
-    let many = layers.lowerdirs(&held(100));
-    assert!(
-        many.starts_with("lowerdir=/proc/self/fd/") && many.len() < LONGEST,
-        "{many}"
-    );
+    let few = options(2, "c1");
+    let expected = "lowerdir=/run/kata-containers/c1/multi-layer/lower-0:/run/kata-containers/c1/multi-layer/lower-1,upperdir=";
+    assert!(few.starts_with(expected), "{few}");
+    // Whatever the length of the id, and whatever is just too much.
+    let long = "x".repeat(200);
+    for count in 1..=128 {
+        for id in ["c1", &long] {
+            let data = options(count, id);
+            assert!(data.len() <= LONGEST, "{count} {id}");
+        }
+    }
+    assert!(options(128, &long).starts_with("lowerdir=/proc/self/fd/"));
 }
 
 #[test]
@@ -160,6 +169,16 @@ fn what_is_no_group_is_bad_input() {
             vec![with(lower("1"), "X-kata.colour=blue")],
         ),
         ("a number that is none", vec![lower("0")]),
+        (
+            "a number for no table",
+            vec![layer(
+                "blk",
+                "02",
+                "erofs",
+                "/run/x",
+                &[MARK, "X-kata.partition-number=1"],
+            )],
+        ),
         (
             "no number",
             vec![layer(

@@ -67,11 +67,11 @@ impl Words {
                 },
             }
         }
-        if partitioned && number.is_none() {
-            let reason = "a partition's number is needed";
+        if partitioned != number.is_some() {
+            let reason = "a partitioned disk and a partition's number need each other";
             return Err(claim.refuse("options", "X-kata.gpt-partitioned", reason));
         }
-        words.partition = number.filter(|_| partitioned);
+        words.partition = number;
         if verified {
             let checked = verity.check();
             words.verity = Some(verity);
