@@ -4,14 +4,21 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_settime};
+use nix::time::{ClockId, clock_gettime, clock_settime};
 
 const MEMORY: &str = "/sys/devices/system/memory";
 const RANDOM: &str = "/dev/random";
+
+/// Clocks that are not the guest's.
+const PTP: &str = "/sys/class/ptp";
+
+/// What the kernel calls the one through which KVM shows the host's.
+const HOST_CLOCK: &str = "KVM virtual PTP";
 
 /// The kernel's pool holds less than this; a seed is never longer.
 const MOST_ENTROPY: usize = 1 << 20;
@@ -156,6 +163,35 @@ fn time_spec(sec: i64, usec: i64) -> Result<TimeSpec, GuestError> {
     Ok(TimeSpec::new(sec, usec * 1000))
 }
 
+/// Sets the wall clock by the host's where KVM shows it: for a VM that goes on
+/// after a pause of unknown length. There is nobody to tell of a failure.
+pub fn follow_host_clock() {
+    let Some(clock) = host_clock_at(Path::new(PTP)) else {
+        return log::debug!("The guest goes on from a saved one; the host's clock cannot be seen");
+    };
+    let device = Path::new("/dev").join(clock);
+    let step = || -> Result<(), Box<dyn std::error::Error>> {
+        let clock = File::open(&device)?;
+        // clock_gettime(2): dynamic clocks, FD_TO_CLOCKID.
+        let id = ClockId::from_raw((!clock.as_raw_fd()) << 3 | 3);
+        Ok(clock_settime(ClockId::CLOCK_REALTIME, clock_gettime(id)?)?)
+    };
+    match step() {
+        Ok(()) => log::info!("The clock was set by the host's"),
+        Err(error) => log::warn!("The clock is not set by {}: {error}", device.display()),
+    }
+}
+
+/// The name of the host's clock among the clocks.
+fn host_clock_at(clocks: &Path) -> Option<PathBuf> {
+    let mut entries = std::fs::read_dir(clocks).ok()?.flatten();
+    let found = entries.find(|entry| {
+        let name = std::fs::read_to_string(entry.path().join("clock_name"));
+        name.is_ok_and(|name| name.trim_end() == HOST_CLOCK)
+    })?;
+    Some(found.file_name().into())
+}
+
 fn file_error(path: &Path) -> impl FnOnce(io::Error) -> GuestError {
     let path = path.display().to_string();
     move |source| GuestError::File { path, source }
@@ -211,6 +247,22 @@ mod tests {
         assert!(!has_memory_probe_at(dir.path()).unwrap());
         fs::write(dir.path().join("probe"), "").unwrap();
         assert!(has_memory_probe_at(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn only_the_hosts_clock_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(host_clock_at(&dir.path().join("absent")), None);
+        for (clock, name) in [("ptp0", "ptp_card"), ("ptp1", HOST_CLOCK)] {
+            std::fs::create_dir(dir.path().join(clock)).unwrap();
+            assert_eq!(host_clock_at(dir.path()), None);
+            std::fs::write(
+                dir.path().join(clock).join("clock_name"),
+                format!("{name}\n"),
+            )
+            .unwrap();
+        }
+        assert_eq!(host_clock_at(dir.path()), Some("ptp1".into()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod container;
 pub mod device;
 pub mod files;
 pub mod guest;
+pub mod hotplug;
 pub mod launch;
 pub mod mount_options;
 pub mod network;

@@ -127,15 +127,16 @@ async fn serve(config: &Config, socket: Socket, boot: Option<Boot>) {
         Ok(reaper) => drop(tokio::spawn(children.clone().serve(reaper))),
         Err(error) => return log::error!("Children cannot be reaped: {}", status::chain(&error)),
     }
-    let booted = complete(boot);
-    if let Some(port) = config.log_port {
-        logging::enable_queue();
-        tokio::spawn(serve_log(port));
-    }
+    // Before the boot looks for what is there: what comes later is told.
     let devices = Devices::new(config.hotplug_timeout);
     match UeventSocket::open() {
         Ok(events) => drop(tokio::spawn(devices.clone().follow(events))),
         Err(error) => log::error!("New devices go unnoticed: {}", status::chain(&error)),
+    }
+    let booted = complete(boot);
+    if let Some(port) = config.log_port {
+        logging::enable_queue();
+        tokio::spawn(serve_log(port));
     }
     let sandbox = Sandbox::new(config, children, devices);
     if let Some(port) = config.passfd_port {

@@ -92,6 +92,11 @@ const V1_CONTROLLERS: &[&str] = &[
     "rdma",
 ];
 
+/// Has a cpuset of version 1 keep what was written to it when processors come and
+/// go, and use what there is of it: containers get those that are plugged in
+/// later, and none loses its cpuset with its last processor.
+const CPUSET_OPTIONS: &str = "cpuset,cpuset_v2_mode";
+
 /// The version that the command line asks for: 2, unless
 /// `systemd.unified_cgroup_hierarchy` is there and false. `cgroup_no_v1=all`
 /// settles it for 2, since the kernel then has no controller for 1.
@@ -203,7 +208,12 @@ fn mount_v1(path: &Path) -> Result<(), CgroupError> {
         let directory = path.join(controller);
         let mounted = make_directory(&directory).and_then(|()| {
             let flags = FLAGS | MsFlags::MS_RELATIME;
-            mount(controller, &directory, "cgroup", flags, controller)
+            let mount = |data: &str| mount(controller, &directory, "cgroup", flags, data);
+            match controller {
+                // As old as Linux 4.14.
+                "cpuset" => mount(CPUSET_OPTIONS).or_else(|_| mount(controller)),
+                _ => mount(controller),
+            }
         });
         if let Err(error) = mounted {
             // One controller less, the others are as good. Its directory must not look like a hierarchy:

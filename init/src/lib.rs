@@ -23,6 +23,7 @@ pub mod dm;
 mod extension;
 mod failure;
 pub mod host;
+pub mod hotplug;
 pub mod image;
 pub mod kmsg;
 pub mod limits;
@@ -37,6 +38,7 @@ pub mod uevent;
 pub mod verity;
 
 use std::error::Error;
+use std::path::Path;
 
 pub use cgroup::CgroupMode;
 pub use cmdline::CommandLine;
@@ -120,6 +122,8 @@ const COMPLETE: &[Step] = &[
     step("console",  GoOn,     |_|    Ok(console::detach()?)),
     // When memory runs out, a container has to go, not the agent.
     step("oom",      GoOn,     |_|    Ok(limits::protect_from_oom()?)),
+    // What was plugged in before anybody listened for it.
+    step("memory",   GoOn,     |_|    { hotplug::memory::bring_up_at(Path::new("/sys"))?; Ok(()) }),
     // A read-only root may lack something and may not be completed.
     step("varrun",   GoOn,     |_|    Ok(image::run_link()?)),
     step("resolv",   GoOn,     |_|    Ok(image::resolv_conf()?)),

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use claim::{Claims, Provided, types};
 pub use disk::{BlockDevice, DiskAddress};
@@ -74,6 +74,8 @@ struct Inner {
     patience: Duration,
     /// Counts the kernel's messages about devices, several that come together as one.
     news: watch::Sender<u64>,
+    /// Told when memory has come, or may have.
+    memory: Notify,
 }
 
 impl Devices {
@@ -92,6 +94,7 @@ impl Devices {
             dev: dev.to_owned(),
             patience,
             news: watch::Sender::new(0),
+            memory: Notify::new(),
         }))
     }
 
@@ -105,6 +108,23 @@ impl Devices {
     #[must_use]
     pub fn dev(&self) -> &Path {
         &self.0.dev
+    }
+
+    /// Changes with each of the kernel's messages.
+    pub(crate) fn news(&self) -> watch::Receiver<u64> {
+        self.0.news.subscribe()
+    }
+
+    /// Has everybody look again.
+    pub(crate) fn tell(&self) {
+        self.0
+            .news
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Told when memory has come, or may have.
+    pub(crate) fn memory_news(&self) -> &Notify {
+        &self.0.memory
     }
 
     /// A disk, by whichever address the host gave it. What is there already is

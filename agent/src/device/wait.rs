@@ -3,12 +3,13 @@
 //! loop, and the order of things: subscribe, look, have the bus rescanned where
 //! nothing else would find the device, and look again after each message.
 
+use std::convert::Infallible;
 use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use init::uevent::{Received, UeventError, UeventSocket};
+use init::uevent::{Received, Uevent, UeventError, UeventSocket};
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
 
@@ -61,24 +62,32 @@ impl Devices {
     /// Takes the kernel's messages for as long as the agent lives. To be called
     /// before anything waits; `events` is opened before that, so that none is missed.
     pub async fn follow(self, events: UeventSocket) {
-        if let Err(error) = self.follow_until_broken(events).await {
-            log::error!("New devices go unnoticed: {}", chain(&*error));
+        tokio::select! {
+            Err(error) = self.follow_until_broken(events) => {
+                log::error!("New devices go unnoticed: {}", chain(&*error));
+            }
+            () = self.keep_memory_in_use() => {}
         }
     }
 
     async fn follow_until_broken(
         &self,
         events: UeventSocket,
-    ) -> Result<(), Box<dyn std::error::Error>> {
+    ) -> Result<Infallible, Box<dyn std::error::Error>> {
         let mut events = watch_for(events, Interest::READABLE)?;
         loop {
             let mut ready = events.readable_mut().await?;
-            if take(ready.get_inner_mut())? {
+            let news = take(ready.get_inner_mut())?;
+            if news.all {
                 ready.clear_ready();
             }
-            self.0
-                .news
-                .send_modify(|count| *count = count.wrapping_add(1));
+            if news.memory {
+                self.memory_news().notify_one();
+            }
+            if news.restored {
+                crate::guest::follow_host_clock();
+            }
+            self.tell();
             tokio::task::yield_now().await;
         }
     }
@@ -109,7 +118,7 @@ impl Devices {
         look: &mut (dyn FnMut() -> Result<(), DeviceError> + Send),
     ) -> Result<(), DeviceError> {
         // Subscribed first: what comes after the look is told.
-        let mut news = self.0.news.subscribe();
+        let mut news = self.news();
         let patience = self.0.patience;
         let deadline = Instant::now() + patience;
         let mut rescan = bus
@@ -149,17 +158,42 @@ impl Devices {
     }
 }
 
-/// Takes what is there; true when there is nothing more. What was dropped for
-/// want of room is as good as anything that was read: everybody looks again.
-fn take(events: &mut UeventSocket) -> Result<bool, UeventError> {
+/// What the kernel's messages say that somebody acts on.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct News {
+    /// There is nothing more to read.
+    all: bool,
+    /// Memory has come, or may have.
+    memory: bool,
+    /// The VM goes on from what was saved of it, maybe not for the first time.
+    restored: bool,
+}
+
+impl News {
+    fn add(&mut self, event: &Uevent<'_>) {
+        self.memory |= event.action == "add" && event.subsystem == "memory";
+        self.restored |= event.value("NEW_VMGENID") == Some("1");
+    }
+}
+
+/// Takes what is there. What was dropped for want of room is as good as anything
+/// that was read: everybody looks again.
+fn take(events: &mut UeventSocket) -> Result<News, UeventError> {
+    let mut news = News::default();
     for _ in 0..AT_ONCE {
         match events.receive()? {
-            Received::Event(_) => {}
-            Received::Overflow => log::warn!("The kernel dropped messages about devices"),
-            Received::Empty => return Ok(true),
+            Received::Event(event) => news.add(&event),
+            Received::Overflow => {
+                log::warn!("The kernel dropped messages about devices");
+                news.memory = true;
+            }
+            Received::Empty => {
+                news.all = true;
+                break;
+            }
         }
     }
-    Ok(false)
+    Ok(news)
 }
 
 #[cfg(test)]
@@ -226,6 +260,25 @@ mod tests {
         let began = Instant::now();
         assert!(devices.appearing(&"x", Bus::None, look).await.is_err());
         assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[test]
+    fn messages_that_somebody_acts_on() {
+        let heard = |message: &str| {
+            let mut news = News::default();
+            news.add(&Uevent::parse(message.as_bytes()).unwrap());
+            (news.memory, news.restored)
+        };
+        let block =
+            |action| format!("{action}@/d\0ACTION={action}\0DEVPATH=/d/memory8\0SUBSYSTEM=memory");
+        assert_eq!(heard(&block("add")), (true, false));
+        // What our own doing leads to is no reason to do it again.
+        assert_eq!(heard(&block("online")), (false, false));
+        assert_eq!(heard(&block("remove")), (false, false));
+        let disk = "add@/d\0ACTION=add\0DEVPATH=/d\0SUBSYSTEM=block";
+        assert_eq!(heard(disk), (false, false));
+        let generation = "change@/d\0ACTION=change\0DEVPATH=/d\0NEW_VMGENID=1";
+        assert_eq!(heard(generation), (false, true));
     }
 
     /// #13889: without ACPI nothing tells of a PCI device.

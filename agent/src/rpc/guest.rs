@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! GetGuestDetails, ReseedRandomDev, SetGuestDateTime.
+//! GetGuestDetails, ReseedRandomDev, SetGuestDateTime, OnlineCPUMem, MemHotplugByProbe.
+
+use std::sync::Arc;
 
 use protocols::agent::{
-    AgentDetails, GuestDetailsRequest, GuestDetailsResponse, ReseedRandomDevRequest,
-    SetGuestDateTimeRequest,
+    AgentDetails, GuestDetailsRequest, GuestDetailsResponse, MemHotplugByProbeRequest,
+    OnlineCPUMemRequest, ReseedRandomDevRequest, SetGuestDateTimeRequest,
 };
 use protocols::empty::Empty;
 
 use super::health::PROTOCOL_VERSION;
 use super::status::Coded;
+use crate::hotplug::OnlinePlan;
+use crate::sandbox::Sandbox;
 use crate::{device, guest, storage};
 
 pub fn details(
@@ -42,5 +46,26 @@ pub fn reseed(request: &ReseedRandomDevRequest) -> ttrpc::Result<Empty> {
 
 pub fn set_date_time(request: &SetGuestDateTimeRequest) -> ttrpc::Result<Empty> {
     guest::set_date_time(request.Sec, request.Usec).map_err(Coded::status)?;
+    Ok(Empty::new())
+}
+
+/// `wait` changes nothing: hosts that do not set it rely on the answer too.
+pub async fn online(sandbox: &Arc<Sandbox>, request: &OnlineCPUMemRequest) -> ttrpc::Result<Empty> {
+    let plan = OnlinePlan {
+        cpus: request.nb_cpus,
+        memory: !request.cpu_only,
+    };
+    let done = sandbox.devices().online(plan).await;
+    done.map_err(Coded::status)?;
+    Ok(Empty::new())
+}
+
+pub async fn probe_memory(
+    sandbox: &Arc<Sandbox>,
+    request: MemHotplugByProbeRequest,
+) -> ttrpc::Result<Empty> {
+    let addresses = request.memHotplugProbeAddr;
+    let probed = sandbox.devices().probe_memory(addresses).await;
+    probed.map_err(Coded::status)?;
     Ok(Empty::new())
 }

@@ -13,8 +13,6 @@ pub const TABLE: &[(&str, &str)] = &[
     ("GetMetrics", "metrics"),
     ("MemAgentMemcgSet", "the memory agent"),
     ("MemAgentCompactSet", "the memory agent"),
-    ("OnlineCPUMem", "CPU and memory hotplug"),
-    ("MemHotplugByProbe", "memory hotplug by probe"),
     ("SetPolicy", "policies"),
 ];
 

@@ -287,6 +287,18 @@ impl AgentService for Agent {
         guest::details(&request, self.is_init)
     }
 
+    async fn online_cpu_mem(&self, _: &TtrpcContext, request: OnlineCPUMemRequest) -> Reply<Empty> {
+        guest::online(&self.sandbox, &request).await
+    }
+
+    async fn mem_hotplug_by_probe(
+        &self,
+        _: &TtrpcContext,
+        request: MemHotplugByProbeRequest,
+    ) -> Reply<Empty> {
+        guest::probe_memory(&self.sandbox, request).await
+    }
+
     async fn set_guest_date_time(
         &self,
         _: &TtrpcContext,

@@ -17,6 +17,7 @@ use crate::device::DeviceError;
 use crate::device::cdi::CdiError;
 use crate::files::FileError;
 use crate::guest::GuestError;
+use crate::hotplug::HotplugError;
 use crate::launch::LaunchError;
 use crate::network::NetworkError;
 use crate::network::iptables::IptablesError;
@@ -207,6 +208,12 @@ impl Coded for VolumeError {
 impl Coded for GuestError {
     fn code(&self) -> Code {
         bad_if(self.is_bad_input())
+    }
+}
+
+impl Coded for HotplugError {
+    fn code(&self) -> Code {
+        bad_if(matches!(self, Self::Sysfs(error) if error.is_bad_input()))
     }
 }
 
