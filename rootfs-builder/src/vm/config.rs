@@ -10,6 +10,9 @@ use super::Tools;
 use super::virtiofs::TAG;
 use crate::image::verity::Verity;
 
+/// The root port for a vsock device that comes later.
+pub const LATE_VSOCK: &str = "vsock-port";
+
 /// What a VM shall be.
 #[derive(Clone, Debug)]
 pub struct VmConfig {
@@ -42,6 +45,8 @@ pub struct VmConfig {
     pub disks: Vec<Disk>,
     /// How the processor is made.
     pub accel: Accel,
+    /// The vsock device is plugged into the root port [`LATE_VSOCK`] by whoever wants it: with it QEMU saves no VM. Not on a microvm.
+    pub late_vsock: bool,
     /// More arguments for QEMU.
     pub extra_args: Vec<OsString>,
     /// The host programs to use.
@@ -75,6 +80,7 @@ impl VmConfig {
             share: None,
             disks: Vec::new(),
             accel: Accel::Auto,
+            late_vsock: false,
             extra_args: Vec::new(),
             tools,
             echo_console: false,

@@ -76,7 +76,7 @@ pub async fn wait(
 }
 
 /// Asks QEMU until it says that the driver has started the device. Never returns if QEMU cannot tell.
-async fn asked(socket: &Path, device: &str) {
+pub async fn asked(socket: &Path, device: &str) {
     let question = json!({ "path": device });
     let mut qmp = loop {
         match Qmp::connect(socket).await {

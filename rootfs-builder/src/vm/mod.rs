@@ -27,9 +27,11 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 
 pub use config::{
-    Accel, Disk, DiskKind, Firmware, Machine, Root, RootDevice, RootVerity, Share, VmConfig,
+    Accel, Disk, DiskKind, Firmware, LATE_VSOCK, Machine, Root, RootDevice, RootVerity, Share,
+    VmConfig,
 };
 pub use console::{Console, Line};
+pub use driver::DEVICE as VSOCK_DEVICE;
 pub use error::VmError;
 pub use qmp::{Qmp, QmpError};
 pub use tools::Tools;
@@ -73,6 +75,7 @@ pub struct Vm {
     modular: bool,
     accel: Accel,
     silenced: bool,
+    late_vsock: bool,
     /// Where QEMU keeps the vsock device.
     backend: &'static str,
     qmp_socket: PathBuf,
@@ -116,6 +119,7 @@ impl Vm {
             modular: config.modular,
             accel: config.accel,
             silenced: driver::is_silenced(&config.cmdline),
+            late_vsock: config.late_vsock,
             backend: driver::backend(machine.bus),
             qmp_socket,
             status_socket,
@@ -156,6 +160,14 @@ impl Vm {
     }
 
     async fn wait_driver(&self, timeout: Duration) -> Result<(), VmError> {
+        if self.late_vsock {
+            // The console says nothing of a device that is plugged in.
+            let started = driver::asked(&self.status_socket, self.backend);
+            if tokio::time::timeout(timeout, started).await.is_ok() {
+                return Ok(());
+            }
+            return Err(self.missed("the guest's vsock driver", timeout).await);
+        }
         let monitor = self
             .silenced
             .then_some((self.status_socket.as_path(), self.backend));

@@ -14,7 +14,7 @@ use std::path::Path;
 use super::driver::DEVICE;
 use guest_kernel::Arch;
 
-use super::{Accel, Disk, DiskKind, Firmware, VmConfig, VmError};
+use super::{Accel, Disk, DiskKind, Firmware, LATE_VSOCK, VmConfig, VmError};
 use machine::{Bus, Traits, traits};
 
 /// A pmem device's size must be a multiple of this: the kernel drops a region that ends inside a huge page.
@@ -72,7 +72,14 @@ pub fn arguments(config: &VmConfig, sockets: &Sockets<'_>) -> Result<Vec<OsStrin
     line.option("-object", "rng-builtin,id=rng");
     line.virtio("virtio-rng", "rng=rng");
     line.socket("vsock", sockets.vsock, "");
-    line.virtio("vhost-user-vsock", &format!("chardev=vsock,id={DEVICE}"));
+    match config.late_vsock {
+        false => line.virtio("vhost-user-vsock", &format!("chardev=vsock,id={DEVICE}")),
+        // Its number is one that QEMU gives to no slot by itself.
+        true => line.option(
+            "-device",
+            format!("pcie-root-port,id={LATE_VSOCK},chassis=255,addr=0x1e"),
+        ),
+    }
     for (index, share) in sockets.shares.iter().enumerate() {
         line.share(index, share);
     }
