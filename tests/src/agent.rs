@@ -116,6 +116,8 @@ agent_calls! {
     tty_win_resize(TtyWinResizeRequest) -> Empty;
     get_guest_details(GuestDetailsRequest) -> GuestDetailsResponse;
     set_guest_date_time(SetGuestDateTimeRequest) -> Empty;
+    online_cpu_mem(OnlineCPUMemRequest) -> Empty;
+    mem_hotplug_by_probe(MemHotplugByProbeRequest) -> Empty;
     reseed_random_dev(ReseedRandomDevRequest) -> Empty;
     copy_file(CopyFileRequest) -> Empty;
     update_interface(UpdateInterfaceRequest) -> Interface;

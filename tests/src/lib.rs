@@ -33,6 +33,7 @@ pub mod service;
 pub mod slots;
 pub mod spec;
 pub mod story;
+pub mod template;
 pub mod vm;
 pub mod wire;
 

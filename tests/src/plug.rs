@@ -16,7 +16,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rootfs_builder::vm::qmp::Qmp;
+use rootfs_builder::vm::{Qmp, QmpError, Vm as Machine};
 use serde_json::{Value, json};
 
 use crate::vm::{Guest, Vm};
@@ -49,15 +49,35 @@ impl Guest {
     pub fn scsi_controller(self) -> Guest {
         self.qemu(&["-device", "virtio-scsi-pci,id=scsi"])
     }
+
+    /// Makes room for so much memory that comes later. The guest hears of DIMMs by ACPI, which aarch64 has with UEFI only
+    /// ([`crate::roots::firmware_for_nvdimm`]).
+    pub fn room_for_memory(self, gib: u32) -> Guest {
+        // Without the word Linux keeps 64 MiB back for devices that cannot reach all of it.
+        self.qemu(&["-m", &format!("slots=8,maxmem={gib}G")])
+            .words("swiotlb=noforce")
+    }
+
+    /// Adds a virtio-mem device, with the id `vmem`, of `mib` MiB of which none are plugged in.
+    pub fn virtio_mem(self, mib: u32) -> Guest {
+        let memory = format!("memory-backend-memfd,id=vmem-memory,size={mib}M,share=on");
+        let device = "virtio-mem-pci,id=vmem,memdev=vmem-memory,requested-size=0";
+        self.qemu(&["-object", &memory, "-device", device])
+    }
+
+    /// One processor, and sockets for others. Linux takes what the tables say of processors to come for true only under a hypervisor
+    /// that it knows, and TCG is none: this one looks like VMware's. x86_64 only, QEMU has no such machine for aarch64.
+    pub fn sockets(self, count: u32) -> Guest {
+        let sockets = format!("1,sockets={count},cores=1,threads=1,maxcpus={count}");
+        self.qemu(&["-machine", "vmport=on", "-cpu", "max,-hypervisor"])
+            .qemu(&["-smbios", "type=1,serial=VMware-42", "-smp", &sockets])
+    }
 }
 
 impl Vm {
     /// QEMU's monitor. One at a time.
     pub async fn monitor(&self) -> Monitor {
-        let qmp = self.machine().qmp().await;
-        Monitor {
-            qmp: qmp.unwrap_or_else(|e| panic!("No monitor: {e}")),
-        }
+        Monitor::of(self.machine()).await
     }
 }
 
@@ -68,6 +88,25 @@ pub struct Monitor {
 }
 
 impl Monitor {
+    /// The monitor of a machine with an agent that cannot be reached yet.
+    pub async fn of(machine: &Machine) -> Monitor {
+        loop {
+            match machine.qmp().await {
+                Ok(qmp) => return Monitor { qmp },
+                // QEMU was started a moment ago, and makes the socket in its time.
+                Err(QmpError::Io(_)) if machine.exited().is_none() => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(e) => panic!("No monitor: {e}"),
+            }
+        }
+    }
+
+    /// Has QEMU execute a command that it may refuse.
+    pub async fn try_run(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.qmp.execute(command, arguments).await
+    }
+
     /// Has QEMU execute a command and gives its answer.
     pub async fn run(&mut self, command: &str, arguments: Value) -> Value {
         let answer = self.qmp.execute(command, arguments.clone()).await;
@@ -92,6 +131,35 @@ impl Monitor {
             // Devices on top of it may go first.
             if self.event("DEVICE_DELETED").await["device"] == id {
                 return;
+            }
+        }
+    }
+
+    /// Plugs the vsock device of a machine that was started without it.
+    pub async fn plug_vsock(&mut self) {
+        let bus = rootfs_builder::vm::LATE_VSOCK;
+        let id = rootfs_builder::vm::VSOCK_DEVICE;
+        self.plug(
+            json!({ "driver": "vhost-user-vsock-pci", "id": id, "chardev": "vsock", "bus": bus }),
+        )
+        .await;
+    }
+
+    /// Has QEMU save the VM, or go on from what was saved, by one of its migration commands, and waits for the end of it.
+    pub async fn migrate(&mut self, command: &str, uri: &str) {
+        let events = json!([{ "capability": "events", "state": true }]);
+        self.run(
+            "migrate-set-capabilities",
+            json!({ "capabilities": events }),
+        )
+        .await;
+        self.run(command, json!({ "uri": uri })).await;
+        loop {
+            let event = self.event("MIGRATION").await;
+            match event["status"].as_str() {
+                Some("completed") => return,
+                Some("failed") => panic!("{command} {uri}: it failed"),
+                _ => {}
             }
         }
     }
@@ -133,5 +201,41 @@ impl Monitor {
         let node = format!("{id}-image");
         self.run("block_resize", json!({ "node-name": node, "size": bytes }))
             .await;
+    }
+
+    /// Plugs a DIMM of `mib` MiB with the id `id` in.
+    pub async fn plug_memory(&mut self, id: &str, mib: u64) {
+        let (memory, bytes) = (format!("{id}-memory"), mib << 20);
+        let backend = json!({
+            "qom-type": "memory-backend-memfd", "id": memory, "size": bytes, "share": true,
+        });
+        self.run("object-add", backend).await;
+        let dimm = json!({ "driver": "pc-dimm", "id": id, "memdev": memory });
+        self.plug(dimm).await;
+    }
+
+    /// Asks the guest to have so much of the virtio-mem device's memory, and waits until it has.
+    pub async fn resize_virtio_mem(&mut self, mib: u64) {
+        let (path, bytes) = ("/machine/peripheral/vmem", mib << 20);
+        let request = json!({ "path": path, "property": "requested-size", "value": bytes });
+        self.run("qom-set", request).await;
+        while self.event("MEMORY_DEVICE_SIZE_CHANGE").await["size"] != bytes {}
+    }
+
+    /// Plugs a processor into the first free socket and gives its id.
+    pub async fn plug_cpu(&mut self) -> String {
+        let sockets = self.run("query-hotpluggable-cpus", Value::Null).await;
+        let free = sockets.as_array().into_iter().flatten();
+        let free = free.filter(|socket| socket.get("qom-path").is_none());
+        let number = |socket: &Value| socket["props"]["socket-id"].as_u64();
+        let first = free
+            .min_by_key(|socket| number(socket))
+            .expect("a free socket");
+        let id = format!("cpu{}", first["props"]["socket-id"]);
+        let mut device = first["props"].clone();
+        device["driver"] = first["type"].clone();
+        device["id"] = id.as_str().into();
+        self.plug(device).await;
+        id
     }
 }

@@ -199,6 +199,11 @@ impl Vm {
         let machine = Machine::start(config)
             .await
             .unwrap_or_else(|e| panic!("The VM does not start: {e:#}"));
+        Vm::meet(machine, slot).await
+    }
+
+    /// Waits until the agent of a machine that is on its way answers.
+    pub(crate) async fn meet(machine: Machine, slot: Option<Slot>) -> Vm {
         let machine = Shown(Arc::new(machine));
         if let Err(e) = machine.connect(PORT).await {
             panic!("The agent's port does not open: {e:#}");
