@@ -22,6 +22,9 @@ use crate::artifacts;
 /// Where the tests' root file system lies inside the namespaces.
 const ROOTFS: &str = "/run/image";
 
+/// The socket of the confidential-data-hub, if a story has one.
+const HUB: &str = "cdh.sock";
+
 /// How long a service may take from its start to the first accepted connection.
 const START: Duration = Duration::from_secs(20);
 
@@ -34,9 +37,15 @@ const END: Duration = Duration::from_secs(5);
 /// that the containers left on the host are removed. (A background job's input is /dev/null unless it is told otherwise.)
 const SCRIPT: &str = r#"
 set -e
-agent=$1 rootfs=$2 scope=$3
+agent=$1 rootfs=$2 scope=$3 hub=$4 words=$5
 mount -t tmpfs -o mode=755 tmpfs /run
 cp -a "$rootfs" /run/image
+mkdir /run/confidential-containers
+ln -s "$hub" /run/confidential-containers/cdh.sock
+if [ -n "$words" ]; then
+    echo "$words" > /run/words
+    mount --bind /run/words /proc/cmdline
+fi
 mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null || mount -t tmpfs tmpfs /sys/fs/cgroup
 exec 3<&0
 "$agent" 3<&- &
@@ -74,19 +83,24 @@ impl Deref for Service {
 impl Service {
     /// Starts an agent of the story's own.
     pub async fn start() -> Service {
-        Service::try_start()
+        Service::start_with("").await
+    }
+
+    /// Starts one that finds these words on the kernel's command line.
+    pub async fn start_with(words: &str) -> Service {
+        Service::try_start(words)
             .await
             .unwrap_or_else(|e| panic!("The agent does not start as a service: {e:#}"))
     }
 
-    async fn try_start() -> Result<Service> {
+    async fn try_start(words: &str) -> Result<Service> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let dir = tempfile::tempdir().context("Cannot create a temporary directory")?;
         // Cgroups are the host's, whatever the namespace shows: each service has a part of its own.
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let scope = format!("keelson-tests-{}-{number}", std::process::id());
         let agent = artifacts::service_agent()?;
-        let child = spawn(dir.path(), &agent, &artifacts::rootfs()?, &scope)?;
+        let child = spawn(dir.path(), &agent, &artifacts::rootfs()?, &scope, words)?;
         let inner = Inner {
             child: Mutex::new(child),
             dir,
@@ -103,6 +117,23 @@ impl Service {
         });
         let agent = Agent::reach(connect, ROOTFS, &scope).await;
         Ok(Service { agent, inner })
+    }
+
+    /// The way into the agent's namespaces.
+    pub fn inside(&self) -> Inside {
+        let own = self.inner.child().id();
+        let all = std::fs::read_dir("/proc").expect("/proc is there");
+        let pid = all
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .find(|&pid| parent_of(pid) == Some(own))
+            .expect("the namespaces have a PID 1");
+        Inside { pid }
+    }
+
+    /// Where a hub has to listen that the agent is to find.
+    pub fn hub_socket(&self) -> PathBuf {
+        self.inner.dir.path().join(HUB)
     }
 
     /// What the agent has written so far, log and all.
@@ -177,14 +208,43 @@ fn name_of(pid: u32) -> Option<String> {
     Some(name.trim().to_owned())
 }
 
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
 fn descends_from(pid: u32, ancestor: u32) -> bool {
-    let parent = |pid: u32| -> Option<u32> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        line.trim().parse().ok()
-    };
-    std::iter::successors(Some(pid), |&pid| parent(pid).filter(|&pid| pid != 0))
+    std::iter::successors(Some(pid), |&pid| parent_of(pid).filter(|&pid| pid != 0))
         .any(|pid| pid == ancestor)
+}
+
+/// The agent's namespaces, to look at what it has made and to make what it is to find.
+#[derive(Clone, Copy, Debug)]
+pub struct Inside {
+    pid: u32,
+}
+
+impl Inside {
+    /// Runs a shell script in the mount and process namespaces, insists that it ends well, and gives its output. Blocks.
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> String {
+        let mut command = Command::new("nsenter");
+        if !is_root().expect("/proc is there") {
+            command.args(["--user", "--preserve-credentials"]);
+        }
+        command.args(["--mount", "--pid", "--target", &self.pid.to_string()]);
+        let output = command.args(["sh", "-ec", script]).output();
+        let output = output.expect("nsenter (package util-linux) runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "{script}\nends with {}:\n{text}{complaints}",
+            output.status
+        );
+        text.trim_end().to_owned()
+    }
 }
 
 impl Inner {
@@ -241,7 +301,7 @@ impl Drop for Inner {
     }
 }
 
-fn spawn(dir: &Path, agent: &Path, rootfs: &Path, scope: &str) -> Result<Child> {
+fn spawn(dir: &Path, agent: &Path, rootfs: &Path, scope: &str, words: &str) -> Result<Child> {
     let log = File::create(dir.join("log")).context("Cannot create the log file")?;
     let mut command = Command::new("unshare");
     if !is_root()? {
@@ -267,7 +327,8 @@ fn spawn(dir: &Path, agent: &Path, rootfs: &Path, scope: &str) -> Result<Child> 
             SCRIPT,
             "sh",
         ])
-        .args([agent, rootfs, Path::new(scope)])
+        .args([agent, rootfs, Path::new(scope), &dir.join(HUB)])
+        .arg(words)
         .env(
             "KATA_AGENT_SERVER_ADDR",
             format!("unix://{}", dir.join("agent.sock").display()),

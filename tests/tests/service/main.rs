@@ -4,6 +4,7 @@
 
 mod claims;
 mod codes;
+mod confidential;
 mod disconnects;
 mod given;
 mod life;
