@@ -7,11 +7,15 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{fstat, major, minor, stat};
-use nix::sys::statfs::{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::fstatfs;
 
 use super::{VolumeError, VolumePath, kernel};
 use crate::device::Devices;
 use crate::pool::at_host_pace;
+
+/// What statfs(2) says of them (linux/magic.h).
+const EXT4_MAGIC: i64 = 0xef53;
+const XFS_MAGIC: i64 = 0x5846_5342;
 
 /// What can grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,14 +60,12 @@ fn find(path: VolumePath, sysfs: &Path) -> Result<Volume, VolumeError> {
     let file = path.open()?;
     let system = fstatfs(&file).map_err(path.failed("look at"))?;
     #[allow(clippy::unnecessary_cast, reason = "the type differs between targets")]
-    let kind = match system.filesystem_type() {
-        EXT4_SUPER_MAGIC => Kind::Ext4,
-        XFS_SUPER_MAGIC => Kind::Xfs,
-        other => {
-            return Err(VolumeError::FileSystem {
-                path: path.0,
-                magic: other.0 as i64,
-            });
+    let kind = match system.filesystem_type().0 as i64 {
+        EXT4_MAGIC => Kind::Ext4,
+        XFS_MAGIC => Kind::Xfs,
+        magic => {
+            let path = path.0;
+            return Err(VolumeError::FileSystem { path, magic });
         }
     };
     let number = fstat(&file).map_err(path.failed("look at"))?.st_dev;
