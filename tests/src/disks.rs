@@ -44,6 +44,13 @@ pub fn blank(path: &Path, bytes: u64) -> PathBuf {
     path.to_owned()
 }
 
+/// An ext4 file system of so many MiB with blocks of 4 KiB, which small ones do not have by themselves.
+pub fn ext4_of_pages(path: &Path, mib: u64) -> PathBuf {
+    blank(path, mib << 20);
+    tool("mkfs.ext4", &[&"-q", &"-F", &"-b", &"4096", &path], "");
+    path.to_owned()
+}
+
 /// An xfs file system of so many MiB, which are 300 at least.
 pub fn xfs_image(path: &Path, mib: u64) -> PathBuf {
     blank(path, mib << 20);

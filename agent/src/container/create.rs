@@ -109,7 +109,7 @@ fn assemble(
         capabilities: plan.process.capabilities.unwrap_or_default(),
         seccomp: plan.seccomp,
         given: plan.given,
-        namespaces,
+        namespaces: Mutex::new(namespaces),
         owns_pids,
         starts_hooks: !plan.hooks.start_container.is_empty(),
         hooks: ground.hooks,

@@ -85,15 +85,12 @@ impl Container {
         process: ProcessPlan,
     ) -> Result<Spawned, ContainerError> {
         let cgroup = self.cgroup.join()?;
-        let ordered = self
-            .namespaces
+        let namespaces = self.namespaces();
+        let ordered = namespaces
             .iter()
             .filter(|(kind, _)| *kind != Namespace::Pid);
         let (kinds, joins) = ordered.map(|(kind, fd)| (*kind, fd.as_fd())).unzip();
-        let pid_namespace = self
-            .namespaces
-            .iter()
-            .find(|(kind, _)| *kind == Namespace::Pid);
+        let pid_namespace = namespaces.iter().find(|(kind, _)| *kind == Namespace::Pid);
         let request = Request {
             plan: ChildPlan {
                 init: None,

@@ -180,6 +180,9 @@ pub enum ContainerError {
     Task(ContainerId),
 }
 
+/// The namespaces of a container, by their kind.
+type Namespaces = Vec<(Namespace, Arc<OwnedFd>)>;
+
 /// A created container.
 pub struct Container {
     id: ContainerId,
@@ -190,8 +193,8 @@ pub struct Container {
     seccomp: Option<Program>,
     given: Given,
     /// Held by descriptor: they outlive the first process, and no recycled pid
-    /// leads elsewhere.
-    namespaces: Vec<(Namespace, Arc<OwnedFd>)>,
+    /// leads elsewhere. None any more once it is being removed.
+    namespaces: Mutex<Namespaces>,
     /// The pid namespace was made for this container and ends with its first process.
     owns_pids: bool,
     hooks: ContainerHooks,
@@ -293,10 +296,19 @@ impl Container {
     /// The pid namespace of its processes, to be shared with other containers.
     #[must_use]
     pub fn pid_namespace(&self) -> Option<Arc<OwnedFd>> {
-        self.namespaces
-            .iter()
-            .find(|(kind, _)| *kind == Namespace::Pid)
-            .map(|(_, fd)| fd.clone())
+        let all = self.namespaces();
+        let pid = all.into_iter().find(|(kind, _)| *kind == Namespace::Pid);
+        pid.map(|(_, fd)| fd)
+    }
+
+    fn namespaces(&self) -> Namespaces {
+        self.kept_namespaces().clone()
+    }
+
+    fn kept_namespaces(&self) -> MutexGuard<'_, Namespaces> {
+        // Read or taken out as a whole.
+        let kept = self.namespaces.lock();
+        kept.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A process that has not been waited for yet. An empty exec id, like the

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::hooks::Point;
 use super::state::Event;
 use super::{Container, ContainerError, Engine, bundle};
+use crate::pool::at_host_pace;
 
 /// How long processes that were sent SIGKILL may take to go: they finish at
 /// once unless the kernel itself is stuck.
@@ -49,7 +50,21 @@ impl Container {
                 self.hooks.run_all(engine, Point::Stopped, None).await;
             }
         }
+        self.leave_namespaces().await;
         self.clear_cgroup(true).await
+    }
+
+    /// Closes what was kept for execs. What is mounted in there is in use until
+    /// then, and its disks with it, wherever else it is unmounted.
+    async fn leave_namespaces(&self) {
+        let kept = std::mem::take(&mut *self.kept_namespaces());
+        // The last to let go writes back, at the host's pace.
+        if at_host_pace(move || drop(kept)).await.is_err() {
+            log::error!(
+                "Container {}: its namespaces were left half closed",
+                self.id
+            );
+        }
     }
 
     /// Removes the cgroup, and the bundle with it or not: the last thing that a

@@ -196,9 +196,9 @@ impl SharePlan {
         to: &Container,
     ) -> Result<(), ShareError> {
         let namespace = |container: &Container| {
-            let all = &container.namespaces;
-            let mounts = all.iter().find(|(kind, _)| *kind == Namespace::Mount);
-            let found = mounts.map(|(_, fd)| fd.clone());
+            let mut all = container.namespaces().into_iter();
+            let found = all.find(|(kind, _)| *kind == Namespace::Mount);
+            let found = found.map(|(_, fd)| fd);
             found.ok_or_else(|| ShareError::NoNamespace(self.source.clone()))
         };
         let namespaces = [namespace(from)?, namespace(to)?];

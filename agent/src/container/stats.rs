@@ -67,7 +67,7 @@ impl Container {
     /// another one the first process is the only way in, while it lives.
     fn interfaces(&self) -> Vec<Interface> {
         let own = self
-            .namespaces
+            .namespaces()
             .iter()
             .any(|(kind, _)| *kind == Namespace::Net);
         let path = match own {

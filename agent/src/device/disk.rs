@@ -7,7 +7,9 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, major, minor};
 
 use super::DeviceError;
 use super::pci::PciPath;
@@ -106,6 +108,13 @@ pub(super) fn look(
     // The kernel has 12 bits for the one and 20 for the other.
     let (major, minor) = (major(number) as u32, minor(number) as u32);
     Ok(BlockDevice { node, major, minor })
+}
+
+/// Whether a disk can be opened already; what else may be wrong with it is for
+/// whoever uses it. Blocks.
+pub(super) fn is_live(node: &Path) -> bool {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    !matches!(open(node, flags, Mode::empty()), Err(Errno::ENXIO))
 }
 
 /// The size in bytes by a disk's `size` file in sysfs, if it is as large as it should be.

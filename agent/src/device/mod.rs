@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout_at};
 
 pub use claim::{Claims, Provided, types};
 pub use disk::{BlockDevice, DiskAddress};
@@ -29,6 +30,7 @@ pub use error::DeviceError;
 pub use spec::{Extra, Renumbering, Update, add_extra, patch};
 pub use vfio::Function;
 
+use crate::pool::at_host_pace;
 use pci::{PciPath, SYSFS};
 
 /// Where the kernel makes the nodes of devices.
@@ -134,8 +136,27 @@ impl Devices {
     /// [`DeviceError::Late`] when it does not appear in time;
     /// [`DeviceError::NotBlock`] for a node that is something else.
     pub async fn disk(&self, address: &DiskAddress) -> Result<BlockDevice, DeviceError> {
-        let look = || disk::look(self.sysfs(), &self.0.dev, address);
-        self.appearing(address, address.bus(), look).await
+        // Subscribed first: what comes after a look is told.
+        let mut news = self.news();
+        let deadline = Instant::now() + self.0.patience;
+        loop {
+            let look = || disk::look(self.sysfs(), &self.0.dev, address);
+            let found = self.appearing(address, address.bus(), look).await?;
+            let node = found.node.clone();
+            let live = at_host_pace(move || disk::is_live(&node)).await;
+            if live.map_err(|_| DeviceError::Interrupted)? {
+                return Ok(found);
+            }
+            // The kernel makes the node before the disk can be opened, and its word comes after that.
+            let _ = timeout_at(deadline, news.changed()).await;
+            if Instant::now() >= deadline {
+                return Err(DeviceError::Late {
+                    address: address.to_string(),
+                    seconds: self.0.patience.as_secs(),
+                    source: Box::new(DeviceError::Absent { path: found.node }),
+                });
+            }
+        }
     }
 
     /// Waits until a disk has at least so many bytes, which the host is making it

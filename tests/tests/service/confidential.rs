@@ -211,14 +211,14 @@ fn a_sandbox_runs_the_guest_s_pause_image() {
         let result = sandbox("pod").try_create().await.map(drop);
         expect_refusal(result, Code::INTERNAL, "no pause image");
         expect_only(&inside, &[]);
-        let config = r#"{"process":{"args":["/bin/pause","sh","-c","echo $A $$; id -u"],"env":["A=paused"],"user":{"uid":65535,"gid":65535}}}"#;
+        let config = r#"{"process":{"args":["/bin/busybox-pause","sh","-c","echo $A $$; id -u"],"env":["A=paused"],"user":{"uid":65535,"gid":65535}}}"#;
         inside.sh(&format!(
-            "dir=/run/kata-extensions/coco/pause_bundle; mkdir -p $dir/rootfs/bin; cp /run/image/bin/busybox $dir/rootfs/bin/pause
+            "dir=/run/kata-extensions/coco/pause_bundle; mkdir -p $dir/rootfs/bin; cp /run/image/bin/busybox $dir/rootfs/bin/busybox-pause
             echo '{config}' > $dir/config.json"
         ));
         let c = sandbox("pod").sh("echo the host\\'s").create().await;
         let files = inside.sh("cd /run/kata-containers/pod; find . -type f | sort");
-        assert_eq!(files, "./config.json\n./rootfs/bin/pause");
+        assert_eq!(files, "./config.json\n./rootfs/bin/busybox-pause");
         c.start().await;
         let output = c.output().await;
         // The applets are not there: what runs is the one program, and what its shell finds in itself.

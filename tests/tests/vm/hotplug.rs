@@ -164,7 +164,7 @@ async fn processors_come_and_go(version: &str) {
     ask_for(&vm, 4, false).await.expect("all four");
     ask_for(&vm, 2, false).await.expect("more than enough");
 
-    // What the kernel does first when one is pulled out. The device itself is left: QEMU 7.2 never reports it gone under TCG.
+    // What the kernel does first when one is pulled out. The device itself is left: under TCG, QEMU 7.2 was not seen to report it gone.
     let probe = vm.probe("probe").await;
     let switch = |state: u8| {
         format!("for n in 1 2 3; do echo {state} > /mnt/sys/devices/system/cpu/cpu$n/online; done")
