@@ -91,10 +91,7 @@ impl PauseImage {
             serde_json::from_slice(&config).map_err(|_| PauseError::Config("JSON"))?;
         let process = parsed.get_mut("process").map(Value::take);
         let process = process.unwrap_or_default();
-        if !process["args"][0]
-            .as_str()
-            .is_some_and(|arg| !arg.is_empty())
-        {
+        if process["args"][0].as_str().is_none_or(str::is_empty) {
             return Err(PauseError::Config("process.args"));
         }
         Ok(Self {

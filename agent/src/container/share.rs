@@ -301,7 +301,10 @@ mod tests {
             dst_path: "/b".into(),
             ..SharedMount::default()
         };
-        assert_eq!(plan_all(&[mount.clone()]).unwrap()[0].target, "/b");
+        assert_eq!(
+            plan_all(std::slice::from_ref(&mount)).unwrap()[0].target,
+            "/b"
+        );
         assert!(plan_all(&vec![mount.clone(); MOST + 1]).is_err());
         let nobody = SharedMount {
             src_ctr: String::new(),
