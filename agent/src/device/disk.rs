@@ -110,11 +110,13 @@ pub(super) fn look(
     Ok(BlockDevice { node, major, minor })
 }
 
-/// Whether a disk can be opened already; what else may be wrong with it is for
-/// whoever uses it. Blocks.
-pub(super) fn is_live(node: &Path) -> bool {
+/// Whether a disk can be opened already, unless the kernel knows of none with its
+/// number; what else may be wrong with it is for whoever uses it. Blocks.
+pub(super) fn is_live(sysfs: &Path, disk: &BlockDevice) -> bool {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    !matches!(open(node, flags, Mode::empty()), Err(Errno::ENXIO))
+    let opened = open(&disk.node, flags, Mode::empty());
+    let number = format!("dev/block/{}:{}", disk.major, disk.minor);
+    !matches!(opened, Err(Errno::ENXIO)) || !sysfs.join(number).exists()
 }
 
 /// The size in bytes by a disk's `size` file in sysfs, if it is as large as it should be.

@@ -142,8 +142,8 @@ impl Devices {
         loop {
             let look = || disk::look(self.sysfs(), &self.0.dev, address);
             let found = self.appearing(address, address.bus(), look).await?;
-            let node = found.node.clone();
-            let live = at_host_pace(move || disk::is_live(&node)).await;
+            let (sysfs, disk) = (self.sysfs().to_owned(), found.clone());
+            let live = at_host_pace(move || disk::is_live(&sysfs, &disk)).await;
             if live.map_err(|_| DeviceError::Interrupted)? {
                 return Ok(found);
             }
