@@ -39,10 +39,14 @@ async fn pod_sharing(options: &[&str]) -> Pod {
     let second = ext4_image(&dir.path().join("second.img"), 16, None);
     let drive = format!("if=none,id=second,format=raw,file={}", second.display());
     let device = format!("virtio-blk-pci,drive=second,addr=0x{SLOT}");
+    let plan9 = format!(
+        "local,path={},mount_tag=host9p,security_model=none",
+        share.display()
+    );
     let vm = Vm::boot(|g| {
         g.share(&share)
             .disk(&first)
-            .qemu(&["-drive", &drive, "-device", &device])
+            .qemu(&["-drive", &drive, "-device", &device, "-virtfs", &plan9])
     })
     .await;
     let shared = storage("virtio-fs", "kataShared", "virtiofs", SHARED, options);
@@ -101,6 +105,31 @@ fn a_share_asked_for_with_dax_does_without() {
         let console = pod.vm.console();
         let said = console.iter().filter(|line| line.contains("without dax"));
         assert_eq!(said.count(), 1, "{console:#?}");
+    });
+}
+
+/// What hosts without virtio-fs still send.
+#[test]
+fn a_directory_of_the_host_by_9p() {
+    vm_story(async {
+        let pod = pod().await;
+        fs::write(pod.shared_dir().join("letter"), "from the host\n").expect("a file");
+        let place = "/run/kata-containers/sandbox/storage/plan9";
+        let options = ["trans=virtio", "version=9p2000.L", "cache=none", "nodev"];
+        let output = pod
+            .vm
+            .container("c1")
+            .storage(storage("9p", "host9p", "9p", place, &options))
+            .bind("/mnt", place)
+            .sh("cat /mnt/letter; echo from the guest > /mnt/answer; grep ' /mnt ' /proc/mounts | cut -d ' ' -f 3")
+            .run()
+            .await;
+        assert_eq!(output.ok(), "from the host\n9p");
+        let answer = fs::read_to_string(pod.shared_dir().join("answer"));
+        assert_eq!(answer.expect("the guest wrote it"), "from the guest\n");
+        let probe = pod.vm.probe("probe").await;
+        let left = probe.sh("grep -c plan9 /mnt/proc/1/mounts").await;
+        assert_eq!(left.stdout.trim(), "0");
     });
 }
 
