@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::hooks::Point;
 use super::state::Event;
 use super::{Container, ContainerError, Engine, bundle};
-use crate::pool::at_host_pace;
 
 /// How long processes that were sent SIGKILL may take to go: they finish at
 /// once unless the kernel itself is stuck.
@@ -58,8 +57,11 @@ impl Container {
     /// then, and its disks with it, wherever else it is unmounted.
     async fn leave_namespaces(&self) {
         let kept = std::mem::take(&mut *self.kept_namespaces());
-        // The last to let go writes back, at the host's pace.
-        if at_host_pace(move || drop(kept)).await.is_err() {
+        // Not one of the turns of what waits for the host: no container's removal may wait for these.
+        if tokio::task::spawn_blocking(move || drop(kept))
+            .await
+            .is_err()
+        {
             log::error!(
                 "Container {}: its namespaces were left half closed",
                 self.id
