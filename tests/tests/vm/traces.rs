@@ -96,11 +96,15 @@ fn containers_print_nothing_on_the_console() {
         for number in 0..5 {
             one_life(&vm, &format!("quiet-{number}")).await;
         }
+        // The kernel refines the TSC a second after its start and tells, whatever containers do.
         let after = vm.console();
-        assert_eq!(
-            after[before.len()..],
-            [""; 0],
-            "lines that containers put on the console"
+        let of_containers: Vec<&String> = after[before.len()..]
+            .iter()
+            .filter(|line| !(line.contains("] tsc: ") || line.contains("] clocksource: ")))
+            .collect();
+        assert!(
+            of_containers.is_empty(),
+            "lines that containers put on the console: {of_containers:?}"
         );
     });
 }
