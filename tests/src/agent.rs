@@ -196,6 +196,17 @@ impl Agent {
         Agent::reach(self.connect.clone(), &self.rootfs, &self.scope).await
     }
 
+    /// Closes the connection, if nobody else holds it; nothing can be asked until [`Agent::come_back`].
+    pub fn leave(&mut self) {
+        let (nowhere, _) = UnixStream::pair().expect("a pair of sockets");
+        self.rpc = Rpc::over(nowhere);
+    }
+
+    /// Opens a connection again.
+    pub async fn come_back(&mut self) {
+        self.rpc = Rpc::over((self.connect)().await);
+    }
+
     /// A connection for bare frames.
     pub async fn wire(&self) -> Wire {
         Wire::new((self.connect)().await)

@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::io::Write;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
@@ -22,6 +22,9 @@ pub const DEADLINE: &str = "KEELSON_STORY_SECONDS";
 
 /// Long enough for any story on a loaded machine without KVM; what exceeds it hangs.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(300);
+
+/// A story of so many seconds says so: all of them share the time that a run may take.
+const LONG: u64 = 12;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread()
@@ -70,8 +73,13 @@ fn tell(story: impl Future<Output = ()>) {
         // Pinned here and not moved into the timeout, so that on expiry the story is dropped by the panic's unwinding: what it
         // holds then knows that it failed, and prints its console.
         tokio::pin!(story);
+        let began = Instant::now();
         if tokio::time::timeout(limit, &mut story).await.is_err() {
             panic!("The story did not end within {} s", limit.as_secs());
+        }
+        let seconds = began.elapsed().as_secs();
+        if seconds >= LONG {
+            say(&format!("told in {seconds} s"));
         }
     });
 }

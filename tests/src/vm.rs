@@ -4,6 +4,7 @@
 //! Owns what is specific to tests: which image is booted, how many VMs run at once, the shared VM and what is printed when a story
 //! fails. The machine itself is rootfs-builder's.
 
+use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use protocols::agent::{CreateSandboxRequest, Storage};
 use rootfs_builder::vm::{
     Disk, DiskKind, Firmware, Machine as MachineKind, Root, Share, Vm as Machine, VmConfig,
 };
+use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
 use crate::agent::{Agent, Connect};
@@ -22,6 +24,9 @@ use crate::slots::{self, Slot};
 
 /// The agent's RPC port.
 pub const PORT: u32 = 1024;
+
+/// What the agent's virtio-serial port is called in guests that have one.
+pub const SERIAL_PORT: &str = "keelson.agent.0";
 
 /// Where the guest mounts the shared directory, as every Kata host asks for.
 pub const SHARED: &str = "/run/kata-containers/shared/containers";
@@ -194,6 +199,36 @@ impl Vm {
         }
     }
 
+    /// A guest without vsock, whose agent has the virtio-serial port [`SERIAL_PORT`]; the host's end is the socket `socket`, which takes
+    /// one connection after the other.
+    pub async fn boot_at_port(socket: &Path, shape: impl FnOnce(Guest) -> Guest) -> Vm {
+        let mut config = artifacts::guest().await.config();
+        // Its place is there, and nobody plugs it.
+        config.late_vsock = true;
+        let chardev = format!(
+            "socket,id=agent,path={},server=on,wait=off",
+            socket.display()
+        );
+        let device = format!("virtserialport,chardev=agent,name={SERIAL_PORT}");
+        // The agent's word on each host that leaves is for the console.
+        let words =
+            format!("agent.server_addr=virtio-serial://{SERIAL_PORT} agent.log=debug loglevel=8");
+        let guest = Guest { config }.words(&words).qemu(&[
+            "-chardev",
+            &chardev,
+            "-device",
+            "virtio-serial-pci",
+            "-device",
+            &device,
+        ]);
+        let slot = slot().await;
+        let machine = Machine::start(shape(guest).config).await;
+        let machine = machine.unwrap_or_else(|e| panic!("The VM does not start: {e:#}"));
+        let socket = socket.to_owned();
+        let connect: Arc<Connect> = Arc::new(move || Box::pin(connect_to(socket.clone())));
+        Vm::reach(Shown(Arc::new(machine)), connect, Some(slot)).await
+    }
+
     async fn start(config: VmConfig, shape: impl FnOnce(Guest) -> Guest, slot: Option<Slot>) -> Vm {
         let Guest { config } = shape(Guest { config });
         let machine = Machine::start(config)
@@ -217,6 +252,10 @@ impl Vm {
                     .unwrap_or_else(|e| panic!("The agent's port is closed: {e:#}"))
             })
         });
+        Vm::reach(machine, connect, slot).await
+    }
+
+    async fn reach(machine: Shown, connect: Arc<Connect>, slot: Option<Slot>) -> Vm {
         let agent = Agent::reach(connect, artifacts::ROOTFS, "stories").await;
         let vm = Vm {
             machine,
@@ -247,6 +286,24 @@ impl Vm {
             .unwrap_or_else(|e| panic!("CreateSandbox: {e}"));
     }
 
+    /// Leaves the port of [`Vm::boot_at_port`] as the host of this number, and waits until the guest has seen it.
+    pub async fn leave(&mut self, host: u32) {
+        self.agent.leave();
+        self.expect_left(host).await;
+    }
+
+    /// Comes to the port as another host.
+    pub async fn come_back(&mut self) {
+        self.agent.come_back().await;
+    }
+
+    /// Waits until the guest has seen the host of this number leave.
+    pub async fn expect_left(&self, host: u32) {
+        let line = format!("The connection of host {host} ended by itself");
+        let seen = self.machine.wait_line(&line, POWER_OFF).await;
+        seen.unwrap_or_else(|e| panic!("Host {host}: {e:#}"));
+    }
+
     /// Asks for the end of the sandbox and insists that the machine powers off.
     pub async fn expect_power_off(&self) {
         // The answer may lose the race against the power-off; hosts take a lost connection for success.
@@ -269,6 +326,19 @@ impl Vm {
             .into_iter()
             .map(|line| line.text)
             .collect()
+    }
+}
+
+/// Connects to a socket of QEMU's, which makes it a moment after its start.
+async fn connect_to(socket: PathBuf) -> UnixStream {
+    loop {
+        match UnixStream::connect(&socket).await {
+            Ok(stream) => return stream,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(e) => panic!("{}: {e}", socket.display()),
+        }
     }
 }
 

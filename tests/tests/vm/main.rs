@@ -22,6 +22,7 @@ mod oom;
 mod passfd;
 mod pod;
 mod roots;
+mod serial;
 mod signals;
 mod specs;
 mod stats;

@@ -2,7 +2,10 @@
 //! Listening sockets and the ttrpc server on them.
 //!
 //! A socket listens as early in the boot as the kernel allows; until the server
-//! runs, the kernel's backlog keeps whoever connects.
+//! runs, the kernel's backlog keeps whoever connects. Hosts without vsock may
+//! have a virtio-serial port instead.
+
+mod port;
 
 use std::io;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener as StdUnixListener};
@@ -16,12 +19,14 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use ttrpc::r#async::transport::Listener;
 
+use port::Port;
+
 /// An address that cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Not one of `vsock://CID:PORT`, `unix://PATH`, `unix://@NAME`, `tcp://HOST:PORT`.
+    /// Not one of `vsock://CID:PORT`, `virtio-serial://NAME`, `unix://PATH`, `unix://@NAME`, `tcp://HOST:PORT`.
     #[error(
-        "Invalid address '{0}': expected vsock://CID:PORT, unix://PATH, unix://@NAME or tcp://HOST:PORT"
+        "Invalid address '{0}': expected vsock://CID:PORT, virtio-serial://NAME, unix://PATH, unix://@NAME or tcp://HOST:PORT"
     )]
     Address(String),
     /// The kernel's answer.
@@ -35,11 +40,13 @@ pub enum ListenError {
     },
 }
 
-/// A socket that listens.
+/// What takes connections.
 #[derive(Debug)]
 pub enum Socket {
     /// AF_VSOCK.
     Vsock(VsockListener),
+    /// A virtio-serial port, one connection after the other.
+    Serial(Port),
     /// AF_UNIX, a path or an abstract name.
     Unix(UnixListener),
     /// TCP.
@@ -61,6 +68,7 @@ pub fn listen(address: &str) -> Result<Socket, ListenError> {
             let (cid, port) = vsock_address(place).ok_or_else(invalid)?;
             VsockListener::bind(VsockAddr::new(cid, port)).map(Socket::Vsock)
         }
+        ("virtio-serial", name) if !name.is_empty() => Ok(Socket::Serial(Port::named(name))),
         ("unix", place) if !place.is_empty() => listen_unix(place).map(Socket::Unix),
         ("tcp", place) => listen_tcp(place).map(Socket::Tcp),
         _ => return Err(invalid()),
@@ -115,6 +123,7 @@ impl Socket {
     pub async fn accept(&mut self) -> io::Result<Box<dyn Connection>> {
         Ok(match self {
             Self::Vsock(listener) => Box::new(accept_host(listener).await?),
+            Self::Serial(port) => Box::new(port.accept().await?),
             Self::Unix(listener) => Box::new(listener.accept().await?.0),
             Self::Tcp(listener) => Box::new(listener.accept().await?.0),
         })
@@ -169,7 +178,14 @@ mod tests {
 
     #[tokio::test]
     async fn bad_addresses_are_named() {
-        for bad in ["", "unix://", "ftp://x", "vsock://x", "/run/sock"] {
+        for bad in [
+            "",
+            "unix://",
+            "virtio-serial://",
+            "ftp://x",
+            "vsock://x",
+            "/run/sock",
+        ] {
             let error = listen(bad).unwrap_err();
             assert!(
                 matches!(error, ListenError::Address(ref address) if address == bad),
