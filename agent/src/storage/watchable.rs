@@ -124,7 +124,8 @@ impl Action for Copied {
         undo.push(Step::Unwatch(watcher.clone(), id, place.to_owned()));
         copy.apply(change)
             .map_err(StorageError::at("copy to", place))?;
-        watcher.add(id, Watched::new(self.0.clone(), place.to_owned(), copy));
+        let watched = Watched::new(self.0.clone(), place.to_owned(), copy);
+        watcher.add(id, Box::new(watched));
         Ok(())
     }
 }
