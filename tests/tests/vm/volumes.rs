@@ -44,9 +44,7 @@ fn ext4_and_xfs_grow_while_they_are_written_to() {
             .args(&["sleep", "100000"])
             .start()
             .await;
-        for (name, id, before, after, code) in
-            [("ext4", "ext4", 32, 96, 1), ("xfs", "xfs", 320, 512, 2)]
-        {
+        for (name, before, after) in [("ext4", 32, 96), ("xfs", 320, 512)] {
             let place = format!("{BASE}/{name}");
             let stats = async || {
                 let mut request = VolumeStatsRequest::new();
@@ -84,7 +82,7 @@ fn ext4_and_xfs_grow_while_they_are_written_to() {
             let early = vm.rpc().resize_volume(&resize(&place, after * MIB)).await;
             expect_refusal(early, Code::INTERNAL, "did not appear within 2 s");
             let writer = c.exec(&["sh", "-c", &format!("i=0; while [ ! -e /mnt/{name}/stop ]; do i=$((i+1)); echo $i >> /mnt/{name}/log; done; wc -l < /mnt/{name}/log; tail -n 1 /mnt/{name}/log")]).start().await;
-            monitor.grow_disk(id, after * MIB).await;
+            monitor.grow_disk(name, after * MIB).await;
             for _ in 0..2 {
                 vm.rpc()
                     .resize_volume(&resize(&place, after * MIB))
@@ -112,7 +110,6 @@ fn ext4_and_xfs_grow_while_they_are_written_to() {
             .ok();
             let smaller = vm.rpc().resize_volume(&resize(&place, before * MIB)).await;
             expect_refusal(smaller, Code::INVALID_ARGUMENT, "cannot shrink");
-            assert_ne!(code, 0);
         }
         for (path, code, text) in [
             ("/proc", Code::FAILED_PRECONDITION, "neither ext4 nor xfs"),
