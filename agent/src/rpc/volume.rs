@@ -66,7 +66,8 @@ pub async fn add_swap_path(
 
 async fn swap(sandbox: &Arc<Sandbox>, disk: Result<SwapDisk, VolumeError>) -> ttrpc::Result<Empty> {
     let (sandbox, disk) = (sandbox.clone(), disk.map_err(Coded::status)?);
-    to_the_end(async move { volume::add_swap(sandbox.devices(), &disk).await }).await
+    let work = async move { volume::add_swap(sandbox.devices(), sandbox.cgroups(), &disk).await };
+    to_the_end(work).await
 }
 
 /// What is begun is ended, also when the client goes away.

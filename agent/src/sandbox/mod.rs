@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
+use crate::cgroup::Cgroups;
 use crate::children::Children;
 use crate::confidential::Hub;
 use crate::config::Config;
@@ -196,6 +197,11 @@ impl Sandbox {
     /// The devices of the guest.
     pub fn devices(&self) -> &Devices {
         &self.devices
+    }
+
+    /// The cgroups of its containers.
+    pub fn cgroups(&self) -> &Cgroups {
+        self.engine.cgroups()
     }
 
     /// Connections that the host opened for streams of processes.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use crate::cgroup::CgroupError;
 use crate::device::DeviceError;
 
 /// An error of a volume, or of swap.
@@ -68,6 +69,14 @@ pub enum VolumeError {
         node: PathBuf,
         /// The kernel's reason.
         source: Errno,
+    },
+    /// Containers can use it as well.
+    #[error("Swap disk {node} cannot be kept from containers")]
+    NotKept {
+        /// The disk.
+        node: PathBuf,
+        /// Why.
+        source: Box<CgroupError>,
     },
     /// Work that was given up half-way, which only a defect of the agent does.
     #[error("Work on volume {path} was interrupted")]

@@ -75,6 +75,13 @@ pub(super) fn swap_on(node: &Path) -> nix::Result<()> {
     Errno::result(unsafe { libc::swapon(node.as_ptr(), 0) }).map(drop)
 }
 
+/// swapoff(2).
+pub(super) fn swap_off(node: &Path) -> nix::Result<()> {
+    let node = CString::new(node.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the pointer is to a text that ends with NUL and lives through the call.
+    Errno::result(unsafe { libc::swapoff(node.as_ptr()) }).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

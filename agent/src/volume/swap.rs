@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! AddSwap and AddSwapPath: the guest swaps to a disk of the host, which the
-//! host has formatted for that.
+//! host has formatted for that. It is nobody else's from then on.
 
+use log::warn;
+
+use crate::cgroup::Cgroups;
 use crate::device::pci::PciPath;
-use crate::device::{Devices, DiskAddress};
+use crate::device::{BlockDevice, Devices, DiskAddress};
 use crate::pool::at_host_pace;
 
 use super::{VolumeError, kernel};
@@ -43,20 +46,38 @@ impl SwapDisk {
     }
 }
 
-/// Waits for the disk and swaps to it from then on.
+/// Waits for the disk, swaps to it from then on, and keeps it from containers.
 ///
 /// # Errors
 /// [`VolumeError::Disk`] when it does not come, [`VolumeError::Swap`] for what
-/// the kernel says of it.
-pub async fn add_swap(devices: &Devices, disk: &SwapDisk) -> Result<(), VolumeError> {
+/// the kernel says of it, [`VolumeError::NotKept`].
+pub async fn add_swap(
+    devices: &Devices,
+    cgroups: &Cgroups,
+    disk: &SwapDisk,
+) -> Result<(), VolumeError> {
     let disk = devices.disk(&disk.0).await?;
-    let node = disk.node.clone();
     let path = disk.node.clone();
-    let added = at_host_pace(move || kernel::swap_on(&node)).await;
-    let added = added.map_err(|_| VolumeError::Interrupted { path })?;
-    added.map_err(|source| VolumeError::Swap {
-        node: disk.node,
+    let cgroups = cgroups.clone();
+    let added = at_host_pace(move || swap_to(&disk, &cgroups)).await;
+    added.map_err(|_| VolumeError::Interrupted { path })?
+}
+
+fn swap_to(disk: &BlockDevice, cgroups: &Cgroups) -> Result<(), VolumeError> {
+    let node = &disk.node;
+    kernel::swap_on(node).map_err(|source| VolumeError::Swap {
+        node: node.clone(),
         source,
+    })?;
+    let kept = cgroups.take_over((disk.major, disk.minor));
+    kept.map_err(|source| {
+        if let Err(error) = kernel::swap_off(node) {
+            warn!("The guest goes on swapping to {}: {error}", node.display());
+        }
+        VolumeError::NotKept {
+            node: node.clone(),
+            source: Box::new(source),
+        }
     })
 }
 

@@ -6,8 +6,9 @@ use protocols::agent::{
 };
 use protocols::csi::volume_usage::Unit;
 use tempfile::TempDir;
+use tests::given::rule;
 use tests::vm::{ext4_image, storage};
-use tests::{Code, Vm, disks, expect_refusal, plug, vm_story};
+use tests::{Code, Container, Vm, disks, expect_refusal, plug, spec, vm_story};
 
 const BASE: &str = "/run/kata-containers/sandbox/storage";
 
@@ -126,6 +127,26 @@ fn ext4_and_xfs_grow_while_they_are_written_to() {
     });
 }
 
+/// A container that may do with devices whatever a container may.
+async fn privileged(vm: &Vm, id: &str) -> Container {
+    vm.container(id)
+        .capabilities(&spec::ALL_CAPABILITIES)
+        .rules(&[rule(true, "a", (-1, -1), "rwm")])
+        .bind("/mnt", "/dev")
+        .args(&["sleep", "100000"])
+        .start()
+        .await
+}
+
+/// The disks that it can open, and those that it can make.
+async fn within_reach(c: &Container) -> String {
+    let script = "for d in $(ls /mnt | grep ^vd); do
+            (: < /mnt/$d) 2>/dev/null && echo open $d
+            mknod /dev/made b $(tr : ' ' < /sys/class/block/$d/dev) 2>/dev/null && echo make $d && rm /dev/made
+        done; true";
+    c.sh(script).await.ok().replace('\n', ", ")
+}
+
 #[test]
 fn the_guest_swaps_to_a_disk() {
     vm_story(async {
@@ -141,6 +162,9 @@ fn the_guest_swaps_to_a_disk() {
         })
         .await;
         vm.create_sandbox(|_| ()).await;
+        let early = privileged(&vm, "early").await;
+        let both = "open vda, make vda, open vdb, make vdb";
+        assert_eq!(within_reach(&early).await, both);
         let mut monitor = vm.monitor().await;
         let mut slots = AddSwapRequest::new();
         slots.PCIPath = plug::port_path(0)
@@ -181,6 +205,11 @@ fn the_guest_swaps_to_a_disk() {
             Code::INVALID_ARGUMENT,
             "32",
         );
-        assert!(swaps.ok() == "2");
+        // Neither by a container that was there before, whose rules allow it, nor by a later one.
+        let late = privileged(&vm, "late").await;
+        for c in [&early, &late] {
+            assert_eq!(within_reach(c).await, "open vdb, make vdb");
+        }
+        vm.expect_power_off().await;
     });
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The guest's own devices, which no container may touch whatever its rules
 //! say (CVE-2020-2023, CVE-2026-24834): the disks below the guest's mounts with
-//! all their partitions and mapped devices, and all persistent memory that was
-//! there at the start, which may be the host's file itself. Reads `/proc` and
-//! `/sys`, changes nothing.
+//! all their partitions and mapped devices, those that it swaps to, and all
+//! persistent memory that was there at the start, which may be the host's file
+//! itself. Reads `/proc` and `/sys`, changes nothing.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -49,11 +49,7 @@ impl Guest {
         let mut wanted = own.clone();
         wanted.extend((0..nodes.len()).filter(|&i| nodes[i].persistent_memory));
         let all = related(&nodes, wanted);
-        let device = |i: &usize| Device {
-            kind: Kind::Block,
-            major: nodes[*i].numbers.0,
-            minor: nodes[*i].numbers.1,
-        };
+        let device = |i: &usize| block(nodes[*i].numbers);
         let block = all.iter().map(device);
         let mut devices: Vec<_> = block.chain(persistent_memory_controls(root)).collect();
         devices.sort_unstable();
@@ -63,6 +59,32 @@ impl Guest {
             spare: all.difference(&own).map(device).collect(),
             majors: majors(root),
         }
+    }
+
+    /// The same and one more disk, with all that shares it.
+    pub(super) fn with(&self, disk: (u32, u32), root: &Path) -> Self {
+        let nodes = block_devices(root);
+        let wanted = (0..nodes.len()).filter(|&i| nodes[i].numbers == disk);
+        let all = related(&nodes, wanted.collect());
+        let mut guest = self.clone();
+        guest.devices.push(block(disk));
+        let more = all.iter().map(|&i| block(nodes[i].numbers));
+        guest.devices.extend(more);
+        guest.devices.sort_unstable();
+        guest.devices.dedup();
+        // What it lies on is the guest's, whoever knew that before.
+        let spare = |other: &Device| !all.iter().any(|&i| block(nodes[i].numbers) == *other);
+        guest.spare.retain(spare);
+        guest.majors = majors(root);
+        guest
+    }
+}
+
+fn block((major, minor): (u32, u32)) -> Device {
+    Device {
+        kind: Kind::Block,
+        major,
+        minor,
     }
 }
 
@@ -351,6 +373,30 @@ mod tests {
         let spare = Guest::find(fake.0.path()).spare;
         let numbers: Vec<_> = spare.iter().map(|d| (d.kind, d.major, d.minor)).collect();
         assert_eq!(numbers, [(Block, 259, 2)]);
+    }
+
+    #[test]
+    fn a_disk_may_become_the_guests_later() {
+        let fake = Fake::new("1 1 254:0 / / ro - ext4 /dev/vda ro\n");
+        fake.disk("254:0", "pci/block/vda");
+        fake.disk(
+            "259:0",
+            "pci/virtio1/ndbus0/region0/namespace0.0/block/pmem0",
+        );
+        let guest = Guest::find(fake.0.path());
+        fake.disk("254:16", "pci/block/vdb");
+        fake.partition("254:17", "pci/block/vdb/vdb1");
+        fake.disk("254:32", "pci/block/vdc");
+        let denied = |guest: &Guest| -> Vec<_> {
+            let devices = guest.devices.iter();
+            devices.map(|d| (d.major, d.minor)).collect()
+        };
+        let more = guest.with((254, 17), fake.0.path());
+        assert_eq!(denied(&more), [(254, 0), (254, 16), (254, 17), (259, 0)]);
+        assert_eq!((more.spare.len(), more.majors), (1, guest.majors.clone()));
+        let memory = guest.with((259, 0), fake.0.path());
+        assert_eq!(denied(&memory), denied(&guest));
+        assert!(memory.spare.is_empty(), "it is nobody else's any more");
     }
 
     #[test]

@@ -45,13 +45,18 @@ const MOST_GUARDS: usize = 64;
 pub(super) struct Shared {
     /// Found when the first container comes: the boot is complete then, and no
     /// container's own disk is there yet that was plugged for it later. Less by
-    /// what the host has given to containers since.
+    /// what the host has given to containers since, more by what it has given to
+    /// the guest.
     guest: Mutex<Option<Arc<Guest>>>,
-    /// What guards the groups that were made here.
-    guards: Mutex<Vec<(String, Given)>>,
+    /// What guards the groups that were made here; nothing as long as the guest
+    /// has no devices.
+    guards: Mutex<Vec<Guard>>,
     /// The last ones used, the latest last.
     programs: Mutex<Vec<Arc<Program>>>,
 }
+
+/// A group and what guards it.
+type Guard = (String, Option<Given>);
 
 /// A program in the kernel.
 #[derive(Debug)]
@@ -116,16 +121,15 @@ impl Cgroups {
         let mut guards = lock(&shared.guards);
         let guest = shared.guest();
         guards.retain(|(other, _)| other != group);
-        if guest.devices.is_empty() {
-            return Ok(());
-        }
         if guards.len() >= MOST_GUARDS {
             // Groups that are gone; there never are as many.
             guards.retain(|(other, _)| self.has_group(other));
         }
-        if let Some(given) = self.put_guard(group, &guest, None)? {
-            guards.push((group.to_owned(), given));
-        }
+        let given = match guest.devices.is_empty() {
+            true => None,
+            false => self.put_guard(group, &guest, None)?,
+        };
+        guards.push((group.to_owned(), given));
         Ok(())
     }
 
@@ -195,14 +199,31 @@ impl Cgroups {
         if guest.devices == shared.guest().devices {
             return Ok(None);
         }
-        guards.retain(|(group, _)| self.has_group(group));
-        for (group, given) in guards.iter_mut() {
-            if let Some(now) = self.put_guard(group, &guest, Some(given.clone()))? {
-                *given = now;
-            }
-        }
-        *lock(&shared.guest) = Some(Arc::new(guest));
+        self.renew(&mut guards, guest)?;
         Ok(None)
+    }
+
+    /// Makes a disk the guest's own, with all that shares it: no container can
+    /// open or make it from now on, whether it runs already or not. What one has
+    /// open stays open.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when a guard cannot be changed.
+    pub fn take_over(&self, disk: (u32, u32)) -> Result<(), CgroupError> {
+        let shared = &self.0.devices;
+        let mut guards = lock(&shared.guards);
+        let guest = shared.guest().with(disk, Path::new("/"));
+        self.renew(&mut guards, guest)
+    }
+
+    /// Has all guards keep other devices from now on, and what comes later, too.
+    fn renew(&self, guards: &mut Vec<Guard>, guest: Guest) -> Result<(), CgroupError> {
+        guards.retain(|(group, _)| self.has_group(group));
+        for (group, given) in guards {
+            *given = self.put_guard(group, &guest, given.clone())?;
+        }
+        *lock(&self.0.devices.guest) = Some(Arc::new(guest));
+        Ok(())
     }
 }
 

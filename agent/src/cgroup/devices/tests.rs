@@ -109,6 +109,31 @@ fn rules_decide_and_the_guests_own_device_is_beyond_them() {
     }
 }
 
+/// Running containers too, also in a guest that had nothing of its own before.
+#[test]
+fn a_disk_that_becomes_the_guests_is_taken_from_all() {
+    let make =
+        "cd $(mktemp -d) && for n in 200 201; do mknod n$n b 7 $n && echo $n; done; rm -r $PWD";
+    for had_any in [true, false] {
+        for cgroups in guests() {
+            if !had_any {
+                *lock(&cgroups.0.devices.guest) = Some(Arc::default());
+            }
+            let group = cgroups.create(&path("c1")).unwrap();
+            let all = rule(true, LinuxDeviceType::A, -1, -1);
+            group.restrict_devices(std::slice::from_ref(&all)).unwrap();
+            assert_eq!(run(&group, make), ["200", "201"]);
+            cgroups.take_over((7, 200)).unwrap();
+            assert_eq!(run(&group, make), ["201"]);
+            let later = cgroups.create(&path("c2")).unwrap();
+            later.restrict_devices(&[all]).unwrap();
+            assert_eq!(run(&later, make), ["201"]);
+            remove(&later);
+            remove(&group);
+        }
+    }
+}
+
 /// What a container with every capability could do to its own group.
 #[test]
 fn the_guard_holds_when_a_groups_own_rules_are_gone() {
