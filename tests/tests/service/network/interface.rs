@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Interfaces: names, addresses, flags, and which link is meant.
+
+use protocols::types::IPFamily;
+use tests::net::{interface, neighbour, route};
+use tests::{Code, Service, expect_refusal, service_story};
+
+use super::{A, B, has, has_not, link};
+
+#[test]
+fn an_interface_becomes_what_it_shall_be() {
+    service_story(async {
+        let agent = Service::start().await;
+        link(&agent, "a");
+        let mut wanted = interface("eth0", A, &["10.0.0.2/255.255.255.0", "fd00::2/64"]);
+        // The text tells the family.
+        wanted.IPAddresses[1].family = IPFamily::v4.into();
+        wanted.mtu = 9000;
+        agent.interface(wanted.clone()).await;
+        let listed = agent.listed("eth0").await;
+        assert_eq!((listed.mtu, &*listed.hwAddr), (9000, "02:00:00:00:00:0A"));
+        let addresses = listed.IPAddresses.iter();
+        let addresses: Vec<_> = addresses
+            .map(|a| format!("{}/{}", a.address, a.mask))
+            .collect();
+        assert!(
+            addresses.contains(&"10.0.0.2/24".to_owned()),
+            "{addresses:?}"
+        );
+        assert!(
+            addresses.contains(&"fd00::2/64".to_owned()),
+            "{addresses:?}"
+        );
+        has(
+            &agent,
+            "ip link show eth0",
+            &["<BROADCAST,MULTICAST,UP,LOWER_UP>"],
+        );
+        has(&agent, "ip addr show eth0", &["brd 10.0.0.255"]);
+        // Usable at once: nobody else is asked for it.
+        has_not(
+            &agent,
+            "ip -6 addr show dev eth0 to fd00::/64",
+            &["tentative"],
+        );
+        has(&agent, "ip -6 addr show dev eth0", &["fe80::"]);
+
+        // Other addresses take the place of those, an MTU of 0 changes nothing, and the link's own address stays.
+        let mut other = interface("eth0", A, &["10.0.0.3/24", "fd00::3/64"]);
+        other.raw_flags = 0x80;
+        agent.interface(other).await;
+        let all = "ip addr show eth0";
+        has(
+            &agent,
+            all,
+            &["NOARP", "mtu 9000", "10.0.0.3/24", "fd00::3/64", "fe80::"],
+        );
+        has_not(&agent, all, &["10.0.0.2/24", "fd00::2/64"]);
+        agent.interface(interface("eth0", A, &[])).await;
+        has_not(&agent, all, &["NOARP", "10.0.0.3", "fd00::3"]);
+    });
+}
+
+#[test]
+fn names_are_exchanged_and_no_link_is_lost() {
+    service_story(async {
+        let agent = Service::start().await;
+        for name in ["a", "b"] {
+            link(&agent, name);
+        }
+        agent
+            .interface(interface("fifteen-letters", A, &["10.0.0.2/24"]))
+            .await;
+        agent
+            .interface(interface("eth0", B, &["10.1.0.2/24"]))
+            .await;
+        // Both are up, and the one wants the other's name.
+        agent
+            .interface(interface("fifteen-letters", B, &["10.1.0.2/24"]))
+            .await;
+        let mac = async |name| agent.listed(name).await.hwAddr.to_lowercase();
+        assert_eq!(
+            (mac("fifteen-letters").await, mac("eth0").await),
+            (B.into(), A.into())
+        );
+        has(&agent, "ip addr show eth0", &["UP", "10.0.0.2/24"]);
+        has(
+            &agent,
+            "ip addr show fifteen-letters",
+            &["UP", "10.1.0.2/24"],
+        );
+        // An MTU that the link cannot have: names and addresses are as before.
+        let mut wrong = interface("eth0", B, &["10.2.0.2/24"]);
+        wrong.mtu = 65_536;
+        let result = agent.try_interface(wrong).await;
+        expect_refusal(result, Code::INTERNAL, "Failed to update interface eth0");
+        assert_eq!(
+            (mac("fifteen-letters").await, mac("eth0").await),
+            (B.into(), A.into())
+        );
+        has(
+            &agent,
+            "ip addr show fifteen-letters",
+            &["UP", "10.1.0.2/24"],
+        );
+        // An address that is refused after others were put in the place of the old ones.
+        let wrong = interface("fifteen-letters", B, &["10.2.0.2/24", "ff02::9/64"]);
+        let result = agent.try_interface(wrong).await;
+        expect_refusal(result, Code::INTERNAL, "add an address");
+        has(&agent, "ip addr show fifteen-letters", &["10.1.0.2/24"]);
+        has_not(&agent, "ip addr show fifteen-letters", &["10.2.0.2"]);
+    });
+}
+
+/// A VM from a template has the template's hardware addresses until its host tells it its own.
+#[test]
+fn a_hardware_address_is_retargeted_by_name() {
+    service_story(async {
+        let agent = Service::start().await;
+        link(&agent, "a");
+        agent.interface(interface("eth0", A, &[])).await;
+        agent
+            .interface(interface("eth0", B, &["10.0.0.2/24"]))
+            .await;
+        assert_eq!(agent.listed("eth0").await.hwAddr.to_lowercase(), B);
+        // Hosts look for these words and ask again.
+        let result = agent.try_interface(interface("eth1", A, &[])).await;
+        expect_refusal(result, Code::INTERNAL, "Link not found (Name: eth1)");
+        let result = agent.try_routes(vec![route("", "10.0.0.1", "eth1")]).await;
+        expect_refusal(result, Code::INTERNAL, "Link not found (Name: eth1)");
+        let neighbours = vec![neighbour("10.0.0.7", B, "eth1")];
+        let result = agent.try_neighbours(neighbours).await;
+        expect_refusal(result, Code::INTERNAL, "Link not found (Name: eth1)");
+    });
+}
