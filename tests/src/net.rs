@@ -98,11 +98,22 @@ impl Agent {
         answer.unwrap_or_else(|e| panic!("AddARPNeighbors: {e}"));
     }
 
+    /// ListInterfaces.
+    pub async fn interfaces(&self) -> Result<Vec<Interface>, Refusal> {
+        let answer = self.rpc().list_interfaces(&Default::default()).await?;
+        Ok(answer.Interfaces)
+    }
+
+    /// ListRoutes.
+    pub async fn all_routes(&self) -> Result<Vec<Route>, Refusal> {
+        Ok(self.rpc().list_routes(&Default::default()).await?.Routes)
+    }
+
     /// The interface of that name as ListInterfaces has it.
     pub async fn listed(&self, name: &str) -> Interface {
-        let all = self.rpc().list_interfaces(&Default::default()).await;
+        let all = self.interfaces().await;
         let all = all.unwrap_or_else(|e| panic!("ListInterfaces: {e}"));
-        let found = all.Interfaces.into_iter().find(|i| i.name == name);
+        let found = all.into_iter().find(|i| i.name == name);
         found.unwrap_or_else(|| panic!("{name} is not listed"))
     }
 

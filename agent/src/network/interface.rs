@@ -33,7 +33,7 @@ pub(super) fn update(
 ) -> Result<(), NetworkError> {
     let links = list::links(socket)?;
     let link = find(&links, plan, below)?;
-    let held = || list::addresses(socket);
+    let held = || list::addresses(socket, Some(link.index));
     together(socket, |changes| {
         bring(changes, &links, link, plan)?;
         readdress(changes, link.index, &plan.addresses, held)
@@ -193,10 +193,9 @@ fn readdress<K: Kernel>(
     changes: &mut Changes<'_, K>,
     index: u32,
     wanted: &[Address],
-    all: impl Fn() -> Result<Vec<Held>, NetlinkError>,
+    look: impl Fn() -> Result<Vec<Held>, NetlinkError>,
 ) -> Result<(), NetlinkError> {
-    let own = || all().map(|held| held.into_iter().filter(|h| h.index == index));
-    let mut held: Vec<_> = own()?.collect();
+    let mut held = look()?;
     let gone: Vec<_> = held
         .iter()
         .filter(|held| held.given && !wanted.contains(&held.address))
@@ -212,7 +211,7 @@ fn readdress<K: Kernel>(
     }
     if !gone.is_empty() {
         // Other addresses may have gone with them.
-        held = own()?.collect();
+        held = look()?;
     }
     let missing = wanted
         .iter()

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::libc::{NDA_DST, NDA_LLADDR, RTM_DELNEIGH, RTM_GETNEIGH, RTM_NEWNEIGH};
 
 use super::NetworkError;
-use super::list;
+use super::list::{self, Names};
 use super::netlink::{NetlinkError, Socket};
 use super::plan::NeighbourPlan;
 use super::request::{Changes, Request, family, is_without_ipv6, together};
@@ -18,9 +18,10 @@ use super::request::{Changes, Request, family, is_without_ipv6, together};
 /// [`NetworkError::NoLink`] before anything is changed, and what the kernel refuses.
 pub(super) fn add(socket: &Socket, plans: &[NeighbourPlan]) -> Result<(), NetworkError> {
     let links = list::links(socket)?;
+    let names = Names::new(&links);
     let mut entries = Vec::with_capacity(plans.len());
     for plan in plans {
-        entries.push((plan, list::index_of(&links, &plan.device)?));
+        entries.push((plan, names.index_of(&plan.device)?));
     }
     together(socket, |changes| {
         entries.into_iter().try_for_each(|(plan, index)| {

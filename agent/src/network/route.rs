@@ -14,9 +14,7 @@ use nix::libc::{
 };
 
 use super::NetworkError;
-use super::list::{
-    self, Entry, Family, Interface, RTA_VIA, RTAX_MTU, RTNH_F_ONLINK, Route, index_of,
-};
+use super::list::{self, Entry, Family, Interface, Names, RTA_VIA, RTAX_MTU, RTNH_F_ONLINK, Route};
 use super::netlink::{NetlinkError, Socket};
 use super::plan::RoutePlan;
 use super::request::{Changes, Kernel, Request, family, is_without_ipv6, together};
@@ -36,7 +34,7 @@ type Table = HashMap<String, (Vec<Entry>, usize)>;
 pub(super) fn update(socket: &Socket, plans: &[RoutePlan]) -> Result<(), NetworkError> {
     let links = list::links(socket)?;
     let mut table = Table::new();
-    for entry in list::entries(socket, links.clone())? {
+    for entry in list::entries(socket, &links)? {
         let same = table.entry(entry.route.dest.clone()).or_default();
         same.0.push(entry);
     }
@@ -49,9 +47,10 @@ fn put<K: Kernel>(
     links: &[Interface],
     mut table: Table,
 ) -> Result<(), NetworkError> {
+    let names = Names::new(links);
     let mut routes = Vec::with_capacity(plans.len());
     for plan in plans {
-        routes.push((plan, index_of(links, &plan.device)?));
+        routes.push((plan, names.index_of(&plan.device)?));
     }
     let mut left_out = 0usize;
     together(kernel, |changes| {

@@ -58,35 +58,59 @@ pub struct Interface {
 pub fn interfaces() -> Result<Vec<Interface>, NetlinkError> {
     let socket = Socket::open()?;
     let mut interfaces = links(&socket)?;
-    for held in addresses(&socket)? {
-        let owner = interfaces.iter_mut().find(|i| i.index == held.index);
-        if let Some(owner) = owner {
-            owner.addresses.push(held.address);
+    for held in addresses(&socket, None)? {
+        // Not there if it came after the links were listed.
+        if let Ok(owner) = place_of(&interfaces, held.index) {
+            interfaces[owner].addresses.push(held.address);
         }
     }
     Ok(interfaces)
 }
 
-/// The addresses of all links.
-pub(in crate::network) fn addresses(socket: &Socket) -> Result<Vec<Held>, NetlinkError> {
+/// The addresses of a link, or of all.
+pub(in crate::network) fn addresses(
+    socket: &Socket,
+    of: Option<u32>,
+) -> Result<Vec<Held>, NetlinkError> {
     let any = family_request(AF_UNSPEC, ADDRESS);
-    socket.dump("list addresses", RTM_GETADDR, &any, address_of)
+    let is_asked_for = |held: &Held| of.is_none_or(|index| index == held.index);
+    socket.dump("list addresses", RTM_GETADDR, &any, |message| {
+        address_of(message).filter(is_asked_for)
+    })
 }
 
-/// All links, without their addresses.
+/// All links by their numbers, without their addresses.
 pub(in crate::network) fn links(socket: &Socket) -> Result<Vec<Interface>, NetlinkError> {
     let any = family_request(AF_UNSPEC, LINK);
-    socket.dump("list links", RTM_GETLINK, &any, link_of)
+    let mut links = socket.dump("list links", RTM_GETLINK, &any, link_of)?;
+    // Older kernels have them in no order.
+    links.sort_unstable_by_key(|link| link.index);
+    Ok(links)
 }
 
-/// The number of the link that has the name.
-pub(in crate::network) fn index_of(
-    links: &[Interface],
-    name: &LinkName,
-) -> Result<u32, NetworkError> {
-    let named = links.iter().find(|link| link.name == name.as_str());
-    let index = named.map(|link| link.index);
-    index.ok_or_else(|| NetworkError::NoLink(name.to_string()))
+/// Where in [`links`] the one with the number is.
+pub(super) fn place_of(links: &[Interface], index: u32) -> Result<usize, usize> {
+    links.binary_search_by_key(&index, |link| link.index)
+}
+
+/// Links by their names: there may be as many of them as of what names them.
+pub(in crate::network) struct Names<'a>(Vec<&'a Interface>);
+
+impl<'a> Names<'a> {
+    pub(in crate::network) fn new(links: &'a [Interface]) -> Self {
+        let mut links: Vec<_> = links.iter().collect();
+        links.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        Self(links)
+    }
+
+    /// The number of the link that has the name.
+    pub(in crate::network) fn index_of(&self, name: &LinkName) -> Result<u32, NetworkError> {
+        let order = |link: &&Interface| link.name.as_str().cmp(name.as_str());
+        match self.0.binary_search_by(order) {
+            Ok(place) => Ok(self.0[place].index),
+            Err(_) => Err(NetworkError::NoLink(name.to_string())),
+        }
+    }
 }
 
 fn link_of(message: Message<'_>) -> Option<Interface> {
@@ -248,6 +272,25 @@ mod tests {
         assert!(given("10.0.0.2", all, permanent) && given("169.254.0.2", link, permanent));
         assert!(given("fd00::2", all, permanent) && !given("fe80::2", link, permanent));
         assert!(!given("2001:db8::2", all, AddressHeaderFlags::empty()));
+    }
+
+    #[test]
+    fn links_are_found_by_number_and_by_name() {
+        let link = |index, name: &str| Interface {
+            index,
+            name: name.to_owned(),
+            hw_addr: String::new(),
+            mtu: 1500,
+            flags: 0,
+            addresses: Vec::new(),
+        };
+        let links = [link(1, "lo"), link(3, "eth0"), link(4, "b")];
+        assert_eq!(place_of(&links, 4), Ok(2));
+        assert!(place_of(&links, 2).is_err() && place_of(&[], 1).is_err());
+        let names = Names::new(&links);
+        let find = |name| names.index_of(&LinkName::parse(name).unwrap()).ok();
+        assert_eq!(["b", "eth0", "lo"].map(find), [Some(4), Some(3), Some(1)]);
+        assert_eq!(["a", "eth", "zz"].map(find), [None, None, None]);
     }
 
     proptest::proptest! {

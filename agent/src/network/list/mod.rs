@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use nix::libc::{AF_INET, AF_INET6};
 
-pub(super) use links::{Held, addresses, hw_addr, index_of, links};
+pub(super) use links::{Held, Names, addresses, hw_addr, links};
 pub use links::{Interface, interfaces};
 pub(super) use routes::{Entry, RTA_VIA, RTAX_MTU, RTNH_F_ONLINK, entries};
 pub use routes::{Route, routes};

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The routes of the main table, as the kernel tells of them.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::libc::{
@@ -10,6 +9,7 @@ use nix::libc::{
 };
 
 use super::super::netlink::{Message, NetlinkError, Socket, attributes, u32_at};
+use super::links::place_of;
 use super::{Family, Interface, family_request, ip, links};
 
 /// Length of the fixed part: rtmsg.
@@ -61,19 +61,17 @@ pub(in crate::network) struct Entry {
 /// [`NetlinkError`].
 pub fn routes() -> Result<Vec<Route>, NetlinkError> {
     let socket = Socket::open()?;
-    let entries = entries(&socket, links(&socket)?)?;
+    let entries = entries(&socket, &links(&socket)?)?;
     Ok(entries.into_iter().map(|entry| entry.route).collect())
 }
 
 /// The same with all that it takes to put one back.
 pub(in crate::network) fn entries(
     socket: &Socket,
-    links: Vec<Interface>,
+    links: &[Interface],
 ) -> Result<Vec<Entry>, NetlinkError> {
-    let names = links.into_iter().map(|link| (link.index, link.name));
-    let names = names.collect();
     let take = |message: Message<'_>| {
-        let (route, metric) = route_of(&message, &names)?;
+        let (route, metric) = route_of(&message, links)?;
         let message = message.payload.to_vec();
         Some(Entry {
             route,
@@ -89,7 +87,7 @@ pub(in crate::network) fn entries(
     Ok(routes)
 }
 
-fn route_of(message: &Message<'_>, names: &HashMap<u32, String>) -> Option<(Route, u32)> {
+fn route_of(message: &Message<'_>, links: &[Interface]) -> Option<(Route, u32)> {
     let &[
         family,
         dest_prefix,
@@ -128,7 +126,10 @@ fn route_of(message: &Message<'_>, names: &HashMap<u32, String>) -> Option<(Rout
             RTA_PREFSRC => preferred = ip(family, value),
             RTA_GATEWAY => gateway = ip(family, value),
             RTA_VIA => gateway = via(value),
-            RTA_OIF => route.device = names.get(&u32_at(value, 0)?).cloned()?,
+            RTA_OIF => {
+                let place = place_of(links, u32_at(value, 0)?).ok()?;
+                route.device = links[place].name.clone();
+            }
             RTA_PRIORITY => metric = u32_at(value, 0)?,
             RTA_METRICS => route.mtu = mtu(value),
             _ => {}
@@ -196,8 +197,18 @@ mod tests {
             kind: RTM_NEWROUTE,
             payload: &payload,
         };
-        let names = HashMap::from([(2, "eth0".to_owned())]);
-        route_of(&message, &names).map(|(route, _)| route)
+        route_of(&message, &[eth0()]).map(|(route, _)| route)
+    }
+
+    fn eth0() -> Interface {
+        Interface {
+            index: 2,
+            name: "eth0".to_owned(),
+            hw_addr: String::new(),
+            mtu: 1500,
+            flags: 0,
+            addresses: Vec::new(),
+        }
     }
 
     fn v4(text: &str) -> RouteAddress {
@@ -264,9 +275,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_message_can_be_read(payload: Vec<u8>) {
-            let names = HashMap::new();
             let kind = RTM_NEWROUTE;
-            let _ = route_of(&Message { kind, payload: &payload }, &names);
+            let _ = route_of(&Message { kind, payload: &payload }, &[eth0()]);
         }
     }
 }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Interfaces: names, addresses, flags, and which link is meant.
 
+use std::time::Instant;
+
 use protocols::types::IPFamily;
 use tests::net::{interface, neighbour, route};
+use tests::story::say;
 use tests::{Code, Service, expect_refusal, service_story};
 
-use super::{A, B, has, has_not, link};
+use super::{A, B, has, has_not, link, meanwhile};
 
 #[test]
 fn an_interface_becomes_what_it_shall_be() {
@@ -131,5 +134,60 @@ fn a_hardware_address_is_retargeted_by_name() {
         let neighbours = vec![neighbour("10.0.0.7", B, "eth1")];
         let result = agent.try_neighbours(neighbours).await;
         expect_refusal(result, Code::INTERNAL, "Link not found (Name: eth1)");
+    });
+}
+
+/// Pairs of links, all down, each end with an address. All in one conversation with the kernel; pairs, because the kernel makes two
+/// at a time and takes them away quickly.
+fn pairs(agent: &Service, count: u32) {
+    agent.sh(&format!(
+        "seq {count} | sed 's/.*/link add name a& type veth peer name b&/' | ip -batch -
+         for end in a b; do
+             seq {count} | sed \"s/.*/addr add fd00:$end::&\\/64 dev $end&/\" | ip -batch -
+         done"
+    ));
+}
+
+/// Ten thousand, each with an address, and everybody else is served in the meantime.
+#[test]
+fn ten_thousand_interfaces_do_not_keep_others_waiting() {
+    service_story(async {
+        let agent = Service::start().await;
+        let start = Instant::now();
+        pairs(&agent, 5000);
+        link(&agent, "a");
+        let made = start.elapsed();
+
+        let start = Instant::now();
+        let all = meanwhile(&agent, agent.interfaces()).await;
+        let listed = start.elapsed();
+        let all = all.expect("they are listed");
+        let count = all.len();
+        say(&format!(
+            "{count} links made in {made:.1?}, listed in {listed:.1?}"
+        ));
+        let expected = agent.sh("ip -o link | wc -l");
+        assert_eq!(count.to_string(), expected.trim());
+        assert!(count > 10_000, "{count}");
+        for (end, n) in [("a", 1), ("b", 1), ("a", 5000), ("b", 2500)] {
+            let name = format!("{end}{n}");
+            let link = all.iter().find(|link| link.name == name);
+            let addresses = &link.expect("it is listed").IPAddresses;
+            assert_eq!(addresses.len(), 1, "{addresses:?}");
+            assert_eq!(addresses[0].address, format!("fd00:{end}::{n}"));
+        }
+
+        // One of them that takes another's name.
+        let wanted = interface("b2500", A, &["10.0.0.2/24"]);
+        meanwhile(&agent, agent.interface(wanted)).await;
+        has(&agent, "ip addr show b2500", &[A, "UP", "10.0.0.2/24"]);
+        has(&agent, "ip addr show a", &["fd00:b::2500/64"]);
+        let answer = agent.routes(vec![route("", "10.0.0.1", "b2500")]);
+        let answer = meanwhile(&agent, answer).await;
+        assert!(answer.iter().any(|route| route.device == "b2500"));
+        let neighbours = vec![neighbour("10.0.0.7", B, "b2500")];
+        meanwhile(&agent, agent.neighbours(neighbours)).await;
+        let list = meanwhile(&agent, agent.all_routes()).await;
+        assert_eq!(list.expect("they are listed"), answer);
     });
 }

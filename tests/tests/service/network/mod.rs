@@ -5,6 +5,7 @@ mod interface;
 mod iptables;
 mod routes;
 
+use std::future::Future;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
@@ -21,6 +22,25 @@ fn link(agent: &Service, name: &str) {
     agent.sh(&format!(
         "ip link add name {name} address {mac} type veth peer name {name}-end && ip link set dev {name}-end up"
     ));
+}
+
+/// The answer to a call, during which others have to be served.
+async fn meanwhile<T>(agent: &Service, call: impl Future<Output = T>) -> T {
+    let other = agent.another_connection().await;
+    tokio::pin!(call);
+    let mut checks = 0u32;
+    loop {
+        tokio::select! {
+            answer = &mut call => {
+                assert!(checks > 0, "nobody was served in the meantime");
+                return answer;
+            }
+            check = other.rpc().check() => {
+                check.expect("Check is answered");
+                checks += 1;
+            }
+        }
+    }
 }
 
 fn has(agent: &Service, command: &str, parts: &[&str]) {

@@ -5,7 +5,7 @@ use protocols::types::{IPFamily, Route};
 use tests::net::{interface, neighbour, route};
 use tests::{Code, Service, expect_refusal, service_story};
 
-use super::{A, B, has, has_not, link};
+use super::{A, B, has, has_not, link, meanwhile};
 
 #[test]
 fn routes_of_both_families() {
@@ -154,7 +154,7 @@ fn neighbours_of_both_families() {
     });
 }
 
-/// Ten thousand of each, and everybody else is served in the meantime.
+/// Ten thousand, and everybody else is served in the meantime.
 #[test]
 fn ten_thousand_routes_do_not_keep_others_waiting() {
     service_story(async {
@@ -165,20 +165,7 @@ fn ten_thousand_routes_do_not_keep_others_waiting() {
         let list: Vec<Route> = (0..10_000)
             .map(|n| route(&dest(n), "10.0.0.1", "eth0"))
             .collect();
-        let other = agent.another_connection().await;
-        let update = agent.routes(list.clone());
-        tokio::pin!(update);
-        let mut checks = 0u32;
-        let answer = loop {
-            tokio::select! {
-                answer = &mut update => break answer,
-                check = other.rpc().check() => {
-                    check.expect("Check is answered");
-                    checks += 1;
-                }
-            }
-        };
-        assert!(checks > 0, "nobody was served in the meantime");
+        let answer = meanwhile(&agent, agent.routes(list.clone())).await;
         assert!(answer.len() >= 10_000, "{}", answer.len());
         // All there already.
         agent.routes(list).await;
