@@ -20,7 +20,10 @@ use super::request::{Kernel, Request};
 /// The kernel fills at most this much at once (netlink(7)).
 const PIECE: usize = 32 * 1024;
 /// How often a dump is tried that changes while it is read.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 4;
+/// How much of a dump is kept. Containers that may change the guest's network
+/// change the one that is listed here: they must not use up the guest's memory.
+const MOST: usize = 64 * 1024;
 /// nlmsghdr.
 const HEADER: usize = 16;
 
@@ -41,6 +44,12 @@ pub enum NetlinkError {
         /// What was tried.
         step: &'static str,
     },
+    /// More than anybody needs.
+    #[error("Netlink: failed to {step}: there are more than {MOST}")]
+    TooMany {
+        /// What was tried.
+        step: &'static str,
+    },
 }
 
 impl NetlinkError {
@@ -48,7 +57,7 @@ impl NetlinkError {
     pub(super) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Kernel { source, .. } => Some(*source),
-            Self::Malformed { .. } => None,
+            Self::Malformed { .. } | Self::TooMany { .. } => None,
         }
     }
 }
@@ -133,6 +142,9 @@ impl Socket {
 
     /// Asks for everything of a kind and gives each message to `take`, whose
     /// results are collected. `request` is the message without its header.
+    ///
+    /// What changes all the time is given as it was found at last: something that
+    /// came or went in the meantime may be missing or be there twice.
     pub(super) fn dump<T>(
         &self,
         step: &'static str,
@@ -140,15 +152,28 @@ impl Socket {
         request: &[u8],
         take: impl Fn(Message<'_>) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
+        let (mut found, mut count, mut consistent) = (Vec::new(), 0, false);
         for _ in 0..ATTEMPTS {
+            (found, count) = (Vec::new(), 0);
             let number = self.send(step, kind, NLM_F_DUMP, request)?;
-            let mut found = Vec::new();
+            let mut keep = |message: Message<'_>| {
+                let new = take(message);
+                count += usize::from(new.is_some());
+                found.extend(new.filter(|_| count <= MOST));
+            };
             // A dump that something changed under is read to its end and asked for again.
-            if self.read_dump(step, number, &mut |message| found.extend(take(message)))? {
-                return Ok(found);
+            consistent = self.read_dump(step, number, &mut keep)?;
+            if consistent {
+                break;
             }
         }
-        Err(failed(step)(Errno::EAGAIN))
+        if !consistent {
+            log::warn!("Netlink: {step}: they change all the time");
+        }
+        match count <= MOST {
+            true => Ok(found),
+            false => Err(NetlinkError::TooMany { step }),
+        }
     }
 
     /// Gives each message of a dump to `take`; false if something changed under it.
@@ -256,6 +281,7 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 mod tests {
     use super::*;
     use nix::libc::RTM_GETLINK;
+    use nix::sys::socket::socketpair;
 
     #[test]
     fn frames_are_read_as_written() {
@@ -291,6 +317,66 @@ mod tests {
         assert!(socket.answer(&request).unwrap().len() > 16);
         let refused = socket.ask(&Request::new("try", 0xfff0, 0, &[0; 16]));
         assert_eq!(refused.unwrap_err().errno(), Some(Errno::EOPNOTSUPP));
+    }
+
+    /// A kernel that gives a dump of as many messages as it is told, each
+    /// time it is asked, the last with these flags.
+    fn dumping(answers: Vec<(usize, u16)>) -> (Socket, std::thread::JoinHandle<usize>) {
+        let kind = SockType::SeqPacket;
+        let ends = socketpair(AddressFamily::Unix, kind, None, SockFlag::empty());
+        let (ours, kernels) = ends.unwrap();
+        let kernel = std::thread::spawn(move || {
+            let mut asked = 0;
+            let mut buffer = [0; PIECE];
+            while recv(kernels.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap() > 0 {
+                let number = NetlinkBuffer::new(&buffer[..]).sequence_number();
+                let (count, flags) = answers[asked];
+                asked += 1;
+                let tell = |datagram: &[u8]| {
+                    send(kernels.as_raw_fd(), datagram, MsgFlags::empty()).unwrap();
+                };
+                // Left over from before.
+                tell(&frame(18, 0, number.wrapping_sub(1), b"old."));
+                let entry = frame(18, 0, number, &u32::try_from(asked).unwrap().to_ne_bytes());
+                let full = PIECE / entry.len();
+                for done in (0..count).step_by(full) {
+                    tell(&entry.repeat(full.min(count - done)));
+                }
+                tell(&frame(NLMSG_DONE, flags, number, &[0; 4]));
+            }
+            asked
+        });
+        let number = Cell::new(7);
+        (Socket { fd: ours, number }, kernel)
+    }
+
+    fn dump(socket: &Socket) -> Result<Vec<u32>, NetlinkError> {
+        socket.dump("list links", RTM_GETLINK, &[0; 16], |message| {
+            u32_at(message.payload, 0)
+        })
+    }
+
+    #[test]
+    fn a_dump_that_changes_is_asked_for_again() {
+        let (socket, kernel) = dumping(vec![(3, NLM_F_DUMP_INTR), (2, 0)]);
+        assert_eq!(dump(&socket).unwrap(), [2, 2]);
+        drop(socket);
+        assert_eq!(kernel.join().unwrap(), 2);
+        // One that never stops changing is taken as it is.
+        let (socket, kernel) = dumping(vec![(1, NLM_F_DUMP_INTR); ATTEMPTS]);
+        assert_eq!(dump(&socket).unwrap(), [4]);
+        drop(socket);
+        assert_eq!(kernel.join().unwrap(), ATTEMPTS);
+    }
+
+    #[test]
+    fn a_dump_is_kept_up_to_a_limit() {
+        let (socket, _kernel) = dumping(vec![(MOST, 0), (MOST + 1, 0), (1, 0)]);
+        assert_eq!(dump(&socket).unwrap().len(), MOST);
+        let error = dump(&socket).unwrap_err();
+        assert!(matches!(error, NetlinkError::TooMany { .. }), "{error}");
+        // It was read to its end.
+        assert_eq!(dump(&socket).unwrap(), [3]);
     }
 
     fn lo() -> [u8; 16] {

@@ -8,7 +8,7 @@ use tests::net::{interface, neighbour, route};
 use tests::story::say;
 use tests::{Code, Service, expect_refusal, service_story};
 
-use super::{A, B, has, has_not, link, meanwhile};
+use super::{A, B, Running, has, has_not, link, meanwhile};
 
 #[test]
 fn an_interface_becomes_what_it_shall_be() {
@@ -189,5 +189,14 @@ fn ten_thousand_interfaces_do_not_keep_others_waiting() {
         meanwhile(&agent, agent.neighbours(neighbours)).await;
         let list = meanwhile(&agent, agent.all_routes()).await;
         assert_eq!(list.expect("they are listed"), answer);
+
+        // While another comes and goes the kernel says that the list has changed under the reader.
+        let script = "while :; do ip link add c type veth peer name d; ip link del c; done";
+        let _flapping = Running(agent.script(script).spawn().expect("nsenter runs"));
+        for _ in 0..3 {
+            let list = meanwhile(&agent, agent.interfaces()).await;
+            assert!(list.expect("they are listed").len() >= count);
+        }
+        meanwhile(&agent, agent.interface(interface("eth0", A, &[]))).await;
     });
 }

@@ -7,7 +7,7 @@ mod routes;
 
 use std::future::Future;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Child, ChildStdout, Stdio};
 
 use protocols::types::Interface;
 use tests::net::{interface, neighbour, route};
@@ -89,10 +89,20 @@ fn is_ours(line: &str) -> bool {
     line.contains("eth0") && !line.contains("fe80::") && !line.contains("ff00::")
 }
 
+/// A script that runs until this is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Everything that changes in the agent's network namespace.
 struct Monitor {
-    child: std::process::Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    child: Running,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
 }
 
 impl Monitor {
@@ -101,9 +111,10 @@ impl Monitor {
         let child = command.stdout(Stdio::piped()).spawn();
         let mut child = child.expect("ip monitor runs");
         let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        let child = Running(child);
         let mut monitor = Monitor { child, lines };
         // Whether it listens shows only when something happens.
-        let id = monitor.child.id();
+        let id = monitor.child.0.id();
         let heard = std::thread::scope(|scope| {
             let first = scope.spawn(|| monitor.lines.next().is_some());
             while !first.is_finished() {
@@ -128,13 +139,6 @@ impl Monitor {
             seen.push(line);
         }
         panic!("ip monitor ended: {seen:#?}");
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
