@@ -28,6 +28,14 @@ pub enum NetworkError {
         /// How many are taken.
         most: usize,
     },
+    /// More than an answer holds.
+    #[error("The guest's {what} take {bytes} bytes, which is more than an answer holds")]
+    TooLong {
+        /// Of what.
+        what: &'static str,
+        /// As they would be sent.
+        bytes: u64,
+    },
     /// A path that is none.
     #[error("Invalid PCI path for network interface")]
     Path(#[source] crate::device::pci::PciError),
@@ -79,6 +87,15 @@ impl NetworkError {
             value,
             reason,
         }
+    }
+
+    /// Whether there is more of something than can be told.
+    #[must_use]
+    pub fn is_too_much(&self) -> bool {
+        matches!(
+            self,
+            Self::TooLong { .. } | Self::Netlink(NetlinkError::TooMany { .. })
+        )
     }
 
     /// Whether the request is to blame rather than the guest.

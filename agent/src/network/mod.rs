@@ -31,6 +31,9 @@ use plan::{InterfacePlan, NeighbourPlan, RoutePlan};
 /// that wants it.
 static TURN: Semaphore = Semaphore::const_new(1);
 
+/// Makes an answer of what there is.
+pub type Tell<T, A> = fn(Vec<T>) -> Result<A, NetworkError>;
+
 /// What the network needs of the rest of the agent. Cheap to clone.
 #[derive(Clone)]
 pub struct Network {
@@ -65,15 +68,12 @@ impl Network {
     ///
     /// # Errors
     /// [`NetworkError`]; then nothing has changed.
-    pub async fn update_routes(
+    pub async fn update_routes<A: Send + 'static>(
         &self,
         plans: Vec<RoutePlan>,
-    ) -> Result<Vec<list::Route>, NetworkError> {
-        change(move |socket| {
-            route::update(socket, &plans)?;
-            Ok(list::routes()?)
-        })
-        .await
+        tell: Tell<list::Route, A>,
+    ) -> Result<A, NetworkError> {
+        change(move |socket| route::update(socket, &plans, tell)).await
     }
 
     /// AddARPNeighbors.
@@ -88,16 +88,22 @@ impl Network {
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub async fn interfaces(&self) -> Result<Vec<list::Interface>, NetworkError> {
-        look(list::interfaces).await
+    pub async fn interfaces<A: Send + 'static>(
+        &self,
+        tell: Tell<list::Interface, A>,
+    ) -> Result<A, NetworkError> {
+        look(list::interfaces, tell).await
     }
 
     /// ListRoutes.
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub async fn routes(&self) -> Result<Vec<list::Route>, NetworkError> {
-        look(list::routes).await
+    pub async fn routes<A: Send + 'static>(
+        &self,
+        tell: Tell<list::Route, A>,
+    ) -> Result<A, NetworkError> {
+        look(list::routes, tell).await
     }
 }
 
@@ -114,7 +120,10 @@ async fn change<T: Send + 'static>(
     at_host_pace(work).await.map_err(|_| NetworkError::Task)?
 }
 
-async fn look<T: Send + 'static>(work: fn() -> Result<T, NetlinkError>) -> Result<T, NetworkError> {
-    let found = at_host_pace(work).await;
-    Ok(found.map_err(|_| NetworkError::Task)??)
+async fn look<T: 'static, A: Send + 'static>(
+    work: fn() -> Result<Vec<T>, NetlinkError>,
+    tell: Tell<T, A>,
+) -> Result<A, NetworkError> {
+    let answer = at_host_pace(move || tell(work()?)).await;
+    answer.map_err(|_| NetworkError::Task)?
 }

@@ -13,11 +13,11 @@ use nix::libc::{
     RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT,
 };
 
-use super::NetworkError;
 use super::list::{self, Entry, Family, Interface, Names, RTA_VIA, RTAX_MTU, RTNH_F_ONLINK, Route};
 use super::netlink::{NetlinkError, Socket};
 use super::plan::RoutePlan;
 use super::request::{Changes, Kernel, Request, family, is_without_ipv6, together};
+use super::{NetworkError, Tell};
 
 /// What a route of IPv6 gets for a metric that is not given (net/ipv6_route.h);
 /// one of IPv4 gets none.
@@ -27,22 +27,31 @@ const METRIC_V6: u32 = 1024;
 /// has had.
 type Table = HashMap<String, (Vec<Entry>, usize)>;
 
-/// Carries out plans. Blocks shortly.
+/// Carries out plans and tells what routes there are then. Blocks shortly.
 ///
 /// # Errors
-/// [`NetworkError::NoLink`] before anything is changed, and what the kernel refuses.
-pub(super) fn update(socket: &Socket, plans: &[RoutePlan]) -> Result<(), NetworkError> {
+/// [`NetworkError::NoLink`] before anything is changed, what the kernel refuses,
+/// and what cannot be told.
+pub(super) fn update<A>(
+    socket: &Socket,
+    plans: &[RoutePlan],
+    tell: Tell<Route, A>,
+) -> Result<A, NetworkError> {
     let links = list::links(socket)?;
     let mut table = Table::new();
     for entry in list::entries(socket, &links)? {
         let same = table.entry(entry.route.dest.clone()).or_default();
         same.0.push(entry);
     }
-    put(socket, plans, &links, table)
+    together(socket, |changes| {
+        put(changes, plans, &links, table)?;
+        let entries = list::entries(socket, &links)?;
+        tell(entries.into_iter().map(|entry| entry.route).collect())
+    })
 }
 
 fn put<K: Kernel>(
-    kernel: &K,
+    changes: &mut Changes<'_, K>,
     plans: &[RoutePlan],
     links: &[Interface],
     mut table: Table,
@@ -53,23 +62,20 @@ fn put<K: Kernel>(
         routes.push((plan, names.index_of(&plan.device)?));
     }
     let mut left_out = 0usize;
-    together(kernel, |changes| {
-        // What needs no router makes routers reachable.
-        let near = routes.iter().filter(|(plan, _)| plan.gateway.is_none());
-        let far = routes.iter().filter(|(plan, _)| plan.gateway.is_some());
-        for &(plan, index) in near.chain(far) {
-            let (there, count) = table.entry(plan.dest.to_string()).or_default();
-            *count += 1;
-            match put_one(changes, plan, index, there, *count == 1) {
-                Err(error) if is_without_ipv6(plan.dest.ip, &error) => left_out += 1,
-                other => other.map_err(|source| NetworkError::Route {
-                    route: plan.to_string(),
-                    source,
-                })?,
-            }
+    // What needs no router makes routers reachable.
+    let near = routes.iter().filter(|(plan, _)| plan.gateway.is_none());
+    let far = routes.iter().filter(|(plan, _)| plan.gateway.is_some());
+    for &(plan, index) in near.chain(far) {
+        let (there, count) = table.entry(plan.dest.to_string()).or_default();
+        *count += 1;
+        match put_one(changes, plan, index, there, *count == 1) {
+            Err(error) if is_without_ipv6(plan.dest.ip, &error) => left_out += 1,
+            other => other.map_err(|source| NetworkError::Route {
+                route: plan.to_string(),
+                source,
+            })?,
         }
-        Ok::<_, NetworkError>(())
-    })?;
+    }
     if left_out > 0 {
         log::warn!("Routes left out because IPv6 is disabled: {left_out}");
     }
@@ -269,7 +275,7 @@ mod tests {
         let table = table
             .into_iter()
             .map(|e| (e.route.dest.clone(), (vec![e], 0)));
-        put(kernel, plans, &[eth0], table.collect())
+        together(kernel, |c| put(c, plans, &[eth0], table.collect()))
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use protobuf::Message;
 use protocols::agent::{
     AddARPNeighborsRequest, GetIPTablesRequest, GetIPTablesResponse, Interfaces, Routes,
     SetIPTablesRequest, SetIPTablesResponse, UpdateInterfaceRequest, UpdateRoutesRequest,
@@ -22,6 +23,9 @@ use crate::sandbox::Sandbox;
 /// The kernel's flag of links that resolve no addresses, the only one that counts here.
 const NO_ARP: u32 = libc::IFF_NOARP as u32;
 
+/// Bytes of a message that one answer holds (protocol 1.1), less what goes around it.
+const ROOM: u64 = (4 << 20) - 64;
+
 pub async fn update_interface(
     sandbox: &Arc<Sandbox>,
     request: UpdateInterfaceRequest,
@@ -40,8 +44,8 @@ pub async fn update_routes(
 ) -> ttrpc::Result<Routes> {
     let wanted = request.routes.as_ref().ok_or_else(|| missing("routes"))?;
     let plans = all("routes", MAX_ENTRIES, &wanted.Routes, route_plan).map_err(Coded::status)?;
-    let done = sandbox.network().update_routes(plans).await;
-    done.map(routes).map_err(Coded::status)
+    let done = sandbox.network().update_routes(plans, routes).await;
+    done.map_err(Coded::status)
 }
 
 pub async fn add_neighbours(
@@ -87,17 +91,13 @@ pub async fn set_tables(
 }
 
 pub async fn list_interfaces(sandbox: &Arc<Sandbox>) -> ttrpc::Result<Interfaces> {
-    let all = sandbox.network().interfaces().await;
-    let all = all.map_err(Coded::status)?;
-    Ok(Interfaces {
-        Interfaces: all.into_iter().map(interface).collect(),
-        ..Default::default()
-    })
+    let all = sandbox.network().interfaces(interfaces).await;
+    all.map_err(Coded::status)
 }
 
 pub async fn list_routes(sandbox: &Arc<Sandbox>) -> ttrpc::Result<Routes> {
-    let all = sandbox.network().routes().await;
-    all.map(routes).map_err(Coded::status)
+    let all = sandbox.network().routes(routes).await;
+    all.map_err(Coded::status)
 }
 
 /// Checks each of what may be many.
@@ -147,6 +147,24 @@ fn neighbour_plan(wanted: &types::ARPNeighbor) -> Result<NeighbourPlan, NetworkE
     NeighbourPlan::new(ip, device, mac, wanted.state, wanted.flags)
 }
 
+/// An answer, unless there is no room for it: the wire's own refusal would blame
+/// the request, and come after what was done.
+fn fitting<M: Message>(what: &'static str, answer: M) -> Result<M, NetworkError> {
+    let bytes = answer.compute_size();
+    match bytes > ROOM {
+        true => Err(NetworkError::TooLong { what, bytes }),
+        false => Ok(answer),
+    }
+}
+
+fn interfaces(all: Vec<list::Interface>) -> Result<Interfaces, NetworkError> {
+    let answer = Interfaces {
+        Interfaces: all.into_iter().map(interface).collect(),
+        ..Default::default()
+    };
+    fitting("interfaces", answer)
+}
+
 fn interface(link: list::Interface) -> types::Interface {
     let addresses = link.addresses.into_iter().map(|address| types::IPAddress {
         family: if address.ip.is_ipv4() {
@@ -168,11 +186,12 @@ fn interface(link: list::Interface) -> types::Interface {
     }
 }
 
-fn routes(all: Vec<list::Route>) -> Routes {
-    Routes {
+fn routes(all: Vec<list::Route>) -> Result<Routes, NetworkError> {
+    let answer = Routes {
         Routes: all.into_iter().map(route).collect(),
         ..Default::default()
-    }
+    };
+    fitting("routes", answer)
 }
 
 fn route(route: list::Route) -> types::Route {

@@ -219,7 +219,10 @@ impl Coded for HotplugError {
 
 impl Coded for NetworkError {
     fn code(&self) -> Code {
-        bad_if(self.is_bad_input())
+        match self.is_too_much() {
+            true => Code::RESOURCE_EXHAUSTED,
+            false => bad_if(self.is_bad_input()),
+        }
     }
 }
 

@@ -173,3 +173,40 @@ fn ten_thousand_routes_do_not_keep_others_waiting() {
         assert_eq!(count.trim(), "10000");
     });
 }
+
+/// Forty thousand with long names: what no frame holds is refused by a clear word, and nothing is done that cannot be told.
+#[test]
+fn routes_that_no_answer_holds_are_refused() {
+    service_story(async {
+        let agent = Service::start().await;
+        link(&agent, "a");
+        let own = "fd00:1111:2222:3333:4444:5555:6666:7777";
+        let router = "fd00:1111:2222:3333:4444:5555:6666:8888";
+        let name = "fifteen-letters";
+        agent
+            .interface(interface(name, A, &[&format!("{own}/64")]))
+            .await;
+        agent.sh(&format!(
+            "for n in 1 2 3 4; do
+                 route='route add fd09:1111:2222:3333:4444:5555:'$n':& via {router} dev {name} src {own}'
+                 seq 9999 | sed \"s/.*/$route/\" | ip -6 -batch -
+             done"
+        ));
+        let list = meanwhile(&agent, agent.all_routes()).await;
+        expect_refusal(list, Code::RESOURCE_EXHAUSTED, "than an answer holds");
+        let before = agent.sh("ip route; ip -6 route");
+        let wanted = || vec![route("fd08::/64", router, name)];
+        let result = meanwhile(&agent, agent.try_routes(wanted())).await;
+        expect_refusal(result, Code::RESOURCE_EXHAUSTED, "than an answer holds");
+        assert!(
+            agent.sh("ip route; ip -6 route") == before,
+            "a route is left"
+        );
+        // The connection is the same all the time, and the rest goes on.
+        agent.listed(name).await;
+        agent.sh("ip -6 route flush root fd09:1111:2222:3333:4444:5555:1:0/112");
+        agent.sh("ip -6 route flush root fd09:1111:2222:3333:4444:5555:2:0/112");
+        let answer = agent.routes(wanted()).await;
+        assert!(answer.len() > 19_998, "{}", answer.len());
+    });
+}
