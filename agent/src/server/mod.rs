@@ -6,6 +6,7 @@
 //! have a virtio-serial port instead.
 
 mod port;
+mod reset;
 
 use std::io;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener as StdUnixListener};
@@ -20,6 +21,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use ttrpc::r#async::transport::Listener;
 
 use port::Port;
+use reset::Resettable;
 
 /// An address that cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +124,7 @@ impl Socket {
     /// The errno of `accept4(2)`.
     pub async fn accept(&mut self) -> io::Result<Box<dyn Connection>> {
         Ok(match self {
-            Self::Vsock(listener) => Box::new(accept_host(listener).await?),
+            Self::Vsock(listener) => Box::new(Resettable::new(accept_host(listener).await?)?),
             Self::Serial(port) => Box::new(port.accept().await?),
             Self::Unix(listener) => Box::new(listener.accept().await?.0),
             Self::Tcp(listener) => Box::new(listener.accept().await?.0),
