@@ -65,6 +65,12 @@ impl Guest {
         self.qemu(&["-object", &memory, "-device", device])
     }
 
+    /// Adds a network card, with the id `card`, whose cable is loose.
+    pub fn card(self, mac: &str) -> Guest {
+        let card = format!("virtio-net-pci,id=card,netdev=cable,mac={mac}");
+        self.qemu(&["-netdev", "hubport,id=cable,hubid=0", "-device", &card])
+    }
+
     /// One processor, and sockets for others. Linux takes what the tables say of processors to come for true only under a hypervisor
     /// that it knows, and TCG is none: this one looks like VMware's. x86_64 only, QEMU has no such machine for aarch64.
     pub fn sockets(self, count: u32) -> Guest {
@@ -203,6 +209,30 @@ impl Monitor {
             .await;
     }
 
+    /// Plugs a network card with the id `card<port>` into a root port; its cable is loose.
+    pub async fn plug_card(&mut self, port: u8, mac: &str) {
+        let (id, cable) = (format!("card{port}"), format!("cable{port}"));
+        let hub = json!({ "type": "hubport", "id": cable, "hubid": 0 });
+        self.run("netdev_add", hub).await;
+        let bus = format!("port{port}");
+        let card = json!({ "driver": "virtio-net-pci", "id": id, "netdev": cable, "mac": mac, "bus": bus });
+        self.plug(card).await;
+    }
+
+    /// Pulls such a card out, and its cable.
+    pub async fn unplug_card(&mut self, port: u8) {
+        self.unplug(&format!("card{port}")).await;
+        let cable = json!({ "id": format!("cable{port}") });
+        self.run("netdev_del", cable).await;
+    }
+
+    /// The hardware address that a network card goes by, as QEMU knows it: the guest's driver has told it.
+    pub async fn mac_of(&mut self, id: &str) -> String {
+        let answer = self.run("query-rx-filter", json!({ "name": id })).await;
+        let mac = answer[0]["main-mac"].as_str();
+        mac.unwrap_or_else(|| panic!("{answer}")).to_owned()
+    }
+
     /// Plugs a DIMM of `mib` MiB with the id `id` in.
     pub async fn plug_memory(&mut self, id: &str, mib: u64) {
         let (memory, bytes) = (format!("{id}-memory"), mib << 20);
@@ -237,5 +267,22 @@ impl Monitor {
         device["id"] = id.as_str().into();
         self.plug(device).await;
         id
+    }
+
+    /// Pulls a processor out and waits until the guest has let it go. QEMU 7.2 ends when anything is plugged in after that.
+    pub async fn unplug_cpu(&mut self, id: &str) {
+        self.run("device_del", json!({ "id": id })).await;
+        // Only of a part of it QEMU says that it is gone.
+        let part = format!("/machine/peripheral/{id}/");
+        loop {
+            let event = self.event("DEVICE_DELETED").await;
+            if event["path"].as_str().is_some_and(|p| p.starts_with(&part)) {
+                break;
+            }
+        }
+        let sockets = self.run("query-hotpluggable-cpus", Value::Null).await;
+        let path = format!("/machine/peripheral/{id}");
+        let mut sockets = sockets.as_array().into_iter().flatten();
+        assert!(sockets.all(|socket| socket["qom-path"] != path.as_str()));
     }
 }

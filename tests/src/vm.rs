@@ -37,7 +37,7 @@ const POWER_OFF: Duration = Duration::from_secs(60);
 /// What to boot.
 #[derive(Debug)]
 pub struct Guest {
-    config: VmConfig,
+    pub(crate) config: VmConfig,
 }
 
 impl Guest {
