@@ -3,31 +3,23 @@
 
 use std::path::Path;
 
-use serde_json::json;
 use tests::net::{interface, neighbour, route};
-use tests::plug::{Monitor, port_path};
-use tests::{Code, Vm, expect_refusal, vm_story};
+use tests::plug::port_path;
+use tests::{Code, Container, Vm, expect_refusal, vm_story};
 
 const A: &str = "02:00:00:00:00:0a";
 const B: &str = "02:00:00:00:00:0b";
 
-/// Plugs a network card into a root port; its cable ends on the host.
-async fn plug_card(monitor: &mut Monitor, port: u8, mac: &str, dir: &Path) {
-    let id = format!("card{port}");
-    let socket = dir.join(&id);
-    let address = json!({ "type": "unix", "path": socket });
-    let cable =
-        json!({ "type": "stream", "id": format!("{id}-cable"), "server": true, "addr": address });
-    monitor.run("netdev_add", cable).await;
-    let bus = format!("port{port}");
-    let card = json!({ "driver": "virtio-net-pci", "id": id, "netdev": format!("{id}-cable"), "mac": mac, "bus": bus });
-    monitor.plug(card).await;
+/// The names and hardware addresses of the network cards that a running container sees.
+async fn cards(c: &Container) -> Vec<String> {
+    let script = "cd /sys/class/net; for card in eth*; do echo $card $(cat $card/address); done";
+    let seen = c.sh(script).await;
+    seen.ok().lines().map(str::to_owned).collect()
 }
 
 #[test]
 fn a_card_is_waited_for_and_a_container_has_it() {
     vm_story(async {
-        let dir = tempfile::tempdir().expect("a directory");
         let vm = Vm::boot(|g| g.ports(2).words("keelson.tcp_congestion=bbr")).await;
         vm.create_sandbox(|_| ()).await;
         let mut monitor = vm.monitor().await;
@@ -39,7 +31,7 @@ fn a_card_is_waited_for_and_a_container_has_it() {
         let waiting = tokio::spawn(async move { other.try_interface(wanted).await });
         let result = vm.try_interface(interface("eth7", A, &[])).await;
         expect_refusal(result, Code::INTERNAL, "Link not found (Name: eth7)");
-        plug_card(&mut monitor, 0, A, dir.path()).await;
+        monitor.plug_card(0, A).await;
         waiting
             .await
             .expect("it ends")
@@ -50,8 +42,12 @@ fn a_card_is_waited_for_and_a_container_has_it() {
             assert!(seen.ok().contains(part), "{part} is not in {}", seen.stdout);
         }
 
+        let c = vm.container("stays").args(&["sleep", "100000"]);
+        let c = c.start().await;
+        assert_eq!(cards(&c).await, ["eth0 02:00:00:00:00:0a"]);
+
         // The next wants that name and gets it, and the hardware address that the host gives it now.
-        plug_card(&mut monitor, 1, B, dir.path()).await;
+        monitor.plug_card(1, B).await;
         let mut wanted = interface("eth0", "02:00:00:00:00:0c", &["10.1.0.2/24"]);
         wanted.devicePath = port_path(1);
         vm.interface(wanted).await;
@@ -59,8 +55,19 @@ fn a_card_is_waited_for_and_a_container_has_it() {
         assert_eq!(vm.listed("eth1").await.hwAddr.to_lowercase(), A);
         let seen = vm.sh("again", "ip addr show eth1").await;
         assert!(seen.ok().contains("10.0.0.2/24"), "{}", seen.stdout);
-        monitor.unplug("card1").await;
+        let both = ["eth0 02:00:00:00:00:0c", "eth1 02:00:00:00:00:0a"];
+        assert_eq!(cards(&c).await, both);
+        // It goes while a container has it in sight; its name is free again, and the container sees that too.
+        monitor.unplug_card(1).await;
+        assert_eq!(cards(&c).await, ["eth1 02:00:00:00:00:0a"]);
         vm.interface(interface("eth0", A, &["10.0.0.2/24"])).await;
+        assert_eq!(cards(&c).await, ["eth0 02:00:00:00:00:0a"]);
+        // One of its name, which was never asked for, comes and goes under the eyes of the container.
+        monitor.plug_card(1, B).await;
+        let come = "until [ -e /sys/class/net/eth1 ]; do sleep 0.1; done";
+        c.sh(come).await.ok();
+        monitor.unplug_card(1).await;
+        assert_eq!(cards(&c).await, ["eth0 02:00:00:00:00:0a"]);
     });
 }
 
