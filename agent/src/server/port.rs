@@ -26,7 +26,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use init::uevent::{Received, UeventSocket};
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -42,7 +42,7 @@ const DEV: &str = "/dev";
 /// How soon a port is tried again that is there and cannot be opened.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is thrown away at one go.
+/// What is read at one go that may be nobody's.
 const SCRAP: usize = 4096;
 
 /// A virtio-serial port, by its name. Cheap until it is asked for a connection.
@@ -86,12 +86,13 @@ impl Port {
                 None => find(&self.name).await?,
             };
             match self.meet(&port).await {
-                Ok(()) => {
+                Ok(early) => {
                     let fd = watch(port.try_clone()?)?;
                     self.open = Some(port);
                     self.hosts += 1;
                     return Ok(PortStream {
                         fd,
+                        early,
                         host: self.hosts,
                         turn: Some(turn),
                         unfinished: Arc::clone(&self.unfinished),
@@ -106,8 +107,9 @@ impl Port {
         }
     }
 
-    /// Waits for a host, another than the one whose connection the agent has ended.
-    async fn meet(&self, port: &OwnedFd) -> io::Result<()> {
+    /// Waits for a host, another than the one whose connection the agent has
+    /// ended. Gives what had to be read of it to know that it is there.
+    async fn meet(&self, port: &OwnedFd) -> io::Result<Vec<u8>> {
         if self.unfinished.load(Ordering::Relaxed) {
             sit_out(port).await?;
             self.unfinished.store(false, Ordering::Relaxed);
@@ -121,20 +123,24 @@ async fn sit_out(port: &OwnedFd) -> io::Result<()> {
     let port = watch_for(port.try_clone()?, Interest::READABLE)?;
     loop {
         let mut ready = port.readable().await?;
-        match discard(port.get_ref()) {
-            Ok(true) => return Ok(()),
+        let mut scrap = [0; SCRAP];
+        match rustix::io::read(port.get_ref(), &mut scrap) {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
             // It has left and is back, or another is.
-            Ok(false) if ready.ready().is_read_closed() => return Ok(()),
-            Ok(false) => ready.clear_ready(),
-            Err(error) => return Err(error),
+            Err(rustix::io::Errno::AGAIN) if ready.ready().is_read_closed() => return Ok(()),
+            Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+            Err(errno) => return Err(errno.into()),
         }
+        tokio::task::coop::consume_budget().await;
     }
 }
 
-/// Waits until a host has its end open. What one that has left again had sent is thrown away.
+/// Waits until a host has its end open, and gives what was read of it already.
+/// What one that has left again had sent is thrown away.
 ///
 /// The event loop takes a hang-up for final; a poll set of our own asks again after each change.
-async fn wait_for_host(port: &OwnedFd) -> io::Result<()> {
+async fn wait_for_host(port: &OwnedFd) -> io::Result<Vec<u8>> {
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
     epoll::add(&set, port, epoll::EventData::new_u64(0), flags)?;
@@ -145,8 +151,7 @@ async fn wait_for_host(port: &OwnedFd) -> io::Result<()> {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
         }];
-        let at_once = rustix::time::Timespec::default();
-        if epoll::wait(set.get_ref(), &mut events[..], Some(&at_once))? == 0 {
+        if epoll::wait(set.get_ref(), &mut events[..], Some(&Timespec::default()))? == 0 {
             ready.clear_ready();
             continue;
         }
@@ -154,24 +159,34 @@ async fn wait_for_host(port: &OwnedFd) -> io::Result<()> {
         // The event has to be copied out of the packed struct.
         let flags = event.flags;
         if !flags.contains(epoll::EventFlags::HUP) {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        discard(port)?;
+        // A host may be there by now.
+        if let Some(early) = first_of_a_host(port)? {
+            return Ok(early);
+        }
     }
 }
 
-/// Throws away what is there to read; true if nobody is there who could send more.
-fn discard(port: &OwnedFd) -> io::Result<bool> {
-    let mut scrap = [0; SCRAP];
+/// What a host has sent that is there now; nothing if nobody is. What is read
+/// while nobody is there was left by one who has gone.
+fn first_of_a_host(port: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
+    let mut piece = [0; SCRAP];
     loop {
-        match rustix::io::read(port, &mut scrap) {
-            Ok(0) => return Ok(true),
-            Ok(_) => {}
-            Err(rustix::io::Errno::AGAIN) => return Ok(false),
-            Err(rustix::io::Errno::INTR) => {}
+        match rustix::io::read(port, &mut piece) {
+            Ok(0) => return Ok(None),
+            Ok(read) if is_connected(port)? => return Ok(Some(piece[..read].to_vec())),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return Ok(Some(Vec::new())),
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+fn is_connected(port: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(port, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default()))?;
+    Ok(!fds[0].revents().contains(PollFlags::HUP))
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -243,6 +258,8 @@ async fn news(events: &mut AsyncFd<UeventSocket>) -> io::Result<()> {
 #[derive(Debug)]
 pub struct PortStream {
     fd: AsyncFd<OwnedFd>,
+    /// To be read before anything else.
+    early: Vec<u8>,
     /// Its number, for the log.
     host: u64,
     /// Given up with the end: late answers have nowhere to go then.
@@ -274,6 +291,12 @@ impl AsyncRead for PortStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.early.is_empty() {
+            let some = this.early.len().min(buf.remaining());
+            buf.put_slice(&this.early[..some]);
+            this.early.drain(..some);
+            return Poll::Ready(Ok(()));
+        }
         while this.turn.is_some() {
             let mut ready = ready!(this.fd.poll_read_ready(cx))?;
             match rustix::io::read(ready.get_inner(), buf.initialize_unfilled()) {
@@ -381,7 +404,26 @@ mod tests {
         met.unwrap();
         assert!(port.unfinished.load(Ordering::Relaxed));
         // All was read.
-        assert!(discard(&open).unwrap());
+        assert_eq!(first_of_a_host(&open).unwrap(), None);
+    }
+
+    /// A host may come after the look that saw nobody.
+    #[tokio::test]
+    async fn what_a_host_sends_at_once_is_not_lost() {
+        let mut port = Port::named("x");
+        let (mut stream, host) = connection(&mut port).await;
+        let open = port.open.as_ref().unwrap();
+        assert_eq!(first_of_a_host(open).unwrap(), Some(Vec::new()));
+        rustix::io::write(&host, b"ask").unwrap();
+        stream.early = first_of_a_host(open).unwrap().unwrap();
+        rustix::io::write(&host, b" more").unwrap();
+        let mut asked = [0; 8];
+        stream.read_exact(&mut asked).await.unwrap();
+        assert_eq!(&asked, b"ask more");
+        // What one leaves behind is nobody's.
+        rustix::io::write(&host, b"left").unwrap();
+        drop(host);
+        assert_eq!(first_of_a_host(open).unwrap(), None);
     }
 
     #[tokio::test]
