@@ -4,7 +4,7 @@
 use std::io;
 
 use crate::children::Children;
-use crate::program;
+use crate::program::{self, Call};
 
 const MODPROBE: &str = "/sbin/modprobe";
 
@@ -66,7 +66,13 @@ impl KernelModule {
 pub async fn load(children: &Children, module: &KernelModule) -> Result<(), ModuleError> {
     let mut arguments = vec!["-v", "--", &module.name];
     arguments.extend(module.parameters.iter().map(String::as_str));
-    let ended = program::run(children, MODPROBE, &arguments).await;
+    let call = Call {
+        program: MODPROBE,
+        arguments: &arguments,
+        input: &[],
+        most: 0,
+    };
+    let ended = program::run(children, call).await;
     let ended = ended.map_err(|source| ModuleError::Run {
         name: module.name.clone(),
         source,
@@ -76,7 +82,7 @@ pub async fn load(children: &Children, module: &KernelModule) -> Result<(), Modu
         code => Err(ModuleError::Failed {
             name: module.name.clone(),
             code,
-            output: ended.output,
+            output: ended.complaint,
         }),
     }
 }

@@ -16,7 +16,7 @@ use super::mount::errno;
 use crate::children::Children;
 use crate::device::BlockDevice;
 use crate::pool::at_host_pace;
-use crate::program;
+use crate::program::{self, Call};
 
 /// In e2fsprogs, which an image for such volumes has to have.
 const MKFS: &str = "/sbin/mkfs.ext4";
@@ -69,10 +69,16 @@ impl Made {
         let node = disk.node.to_string_lossy();
         let mut arguments = OPTIONS.to_vec();
         arguments.push(&node);
-        let ended = program::run(children, MKFS, &arguments).await;
+        let call = Call {
+            program: MKFS,
+            arguments: &arguments,
+            input: &[],
+            most: 0,
+        };
+        let ended = program::run(children, call).await;
         let ended = ended.map_err(|e| failed(format!("{MKFS} (package e2fsprogs): {e}")))?;
         if ended.code != 0 {
-            let (code, output) = (ended.code, ended.output);
+            let (code, output) = (ended.code, ended.complaint);
             return Err(failed(format!("exit status {code}: {output}")));
         }
         *made = true;
