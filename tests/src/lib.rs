@@ -22,6 +22,7 @@ pub mod disks;
 mod exit;
 pub mod facts;
 pub mod figures;
+pub mod flood;
 pub mod given;
 pub mod hub;
 pub mod ledger;

@@ -8,7 +8,7 @@ use protocols::agent::*;
 use protocols::oci;
 
 use crate::agent::{Agent, Refusal};
-use crate::container::Container;
+use crate::container::{Builder, Container};
 use crate::spec;
 
 impl Container {
@@ -80,9 +80,8 @@ impl Container {
 }
 
 impl Agent {
-    /// A container that sees the guest as PID 1 does: all capabilities, the guest's processes, the guest's `/` at `/mnt`. For
-    /// looking at what is left behind.
-    pub async fn probe(&self, id: &str) -> Container {
+    /// Begins a container that sees the guest as PID 1 does: all capabilities, the guest's processes, the guest's `/` at `/mnt`.
+    pub fn seeing_all(&self, id: &str) -> Builder {
         let guest_pids = |linux: &mut protocols::oci::Linux| {
             linux.MaskedPaths.clear();
             linux.ReadonlyPaths.clear();
@@ -94,9 +93,12 @@ impl Agent {
             .linux(guest_pids)
             .capabilities(&spec::ALL_CAPABILITIES)
             .bind("/mnt", "/")
-            .args(&["sleep", "1000000"])
-            .start()
-            .await
+    }
+
+    /// Such a container, for looking at what is left behind.
+    pub async fn probe(&self, id: &str) -> Container {
+        let probe = self.seeing_all(id).args(&["sleep", "1000000"]);
+        probe.start().await
     }
 
     /// Waits for the next OOM kill and gives the container's id.

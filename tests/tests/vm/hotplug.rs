@@ -99,6 +99,13 @@ fn memory_comes_and_goes() {
         monitor.plug_memory("dimm1", 256 * BLOCK_MIB).await;
         expect_blocks(&c, base + 256).await;
 
+        // And messages that are lost because there are too many.
+        let all = base + 258;
+        let there = format!("[ $(ls -d /mnt/sys/devices/system/memory/memory* | wc -l) = {all} ]");
+        let plug = monitor.plug_memory("dimm2", 2 * BLOCK_MIB);
+        vm.unheard(plug, &there).await;
+        expect_blocks(&c, all).await;
+
         let mut request = MemHotplugByProbeRequest::new();
         request.memHotplugProbeAddr = vec![0x1_4000_0001];
         let answer = vm.rpc().mem_hotplug_by_probe(&request).await;

@@ -7,6 +7,7 @@ mod crowd;
 mod devices;
 mod disconnects;
 mod disks;
+mod floods;
 mod given;
 mod hooks;
 mod hotplug;
