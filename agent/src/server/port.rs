@@ -10,9 +10,9 @@
 //! at once must not be thrown away with an old descriptor.
 //!
 //! Never serves two hosts at once, and never lets one have what was meant for
-//! the one before. The exception is a host that comes in the very instant in
-//! which another left: the kernel shows a state and no history, and if nothing of
-//! the change was seen, the two are one.
+//! the one before. The exception are hosts that follow each other so fast that the
+//! agent sees nothing of it: the kernel shows a state and no history, and they are
+//! one then.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -26,7 +26,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use init::uevent::{Received, UeventSocket};
-use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::event::{Timespec, epoll};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -42,7 +42,7 @@ const DEV: &str = "/dev";
 /// How soon a port is tried again that is there and cannot be opened.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is read at one go that may be nobody's.
+/// What is thrown away at one go.
 const SCRAP: usize = 4096;
 
 /// A virtio-serial port, by its name. Cheap until it is asked for a connection.
@@ -86,13 +86,12 @@ impl Port {
                 None => find(&self.name).await?,
             };
             match self.meet(&port).await {
-                Ok(early) => {
+                Ok(()) => {
                     let fd = watch(port.try_clone()?)?;
                     self.open = Some(port);
                     self.hosts += 1;
                     return Ok(PortStream {
                         fd,
-                        early,
                         host: self.hosts,
                         turn: Some(turn),
                         unfinished: Arc::clone(&self.unfinished),
@@ -107,9 +106,8 @@ impl Port {
         }
     }
 
-    /// Waits for a host, another than the one whose connection the agent has
-    /// ended. Gives what had to be read of it to know that it is there.
-    async fn meet(&self, port: &OwnedFd) -> io::Result<Vec<u8>> {
+    /// Waits for a host, another than the one whose connection the agent has ended.
+    async fn meet(&self, port: &OwnedFd) -> io::Result<()> {
         if self.unfinished.load(Ordering::Relaxed) {
             sit_out(port).await?;
             self.unfinished.store(false, Ordering::Relaxed);
@@ -136,11 +134,11 @@ async fn sit_out(port: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Waits until a host has its end open, and gives what was read of it already.
-/// What one that has left again had sent is thrown away.
+/// Waits until a host has its end open. Reads nothing: what a host sends may be
+/// there before the word that it has come.
 ///
 /// The event loop takes a hang-up for final; a poll set of our own asks again after each change.
-async fn wait_for_host(port: &OwnedFd) -> io::Result<Vec<u8>> {
+async fn wait_for_host(port: &OwnedFd) -> io::Result<()> {
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
     epoll::add(&set, port, epoll::EventData::new_u64(0), flags)?;
@@ -159,34 +157,11 @@ async fn wait_for_host(port: &OwnedFd) -> io::Result<Vec<u8>> {
         // The event has to be copied out of the packed struct.
         let flags = event.flags;
         if !flags.contains(epoll::EventFlags::HUP) {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        // A host may be there by now.
-        if let Some(early) = first_of_a_host(port)? {
-            return Ok(early);
-        }
+        // Of nothing, to hear whether the port is still there.
+        rustix::io::read(port, &mut [0u8; 0])?;
     }
-}
-
-/// What a host has sent that is there now; nothing if nobody is. What is read
-/// while nobody is there was left by one who has gone.
-fn first_of_a_host(port: &OwnedFd) -> io::Result<Option<Vec<u8>>> {
-    let mut piece = [0; SCRAP];
-    loop {
-        match rustix::io::read(port, &mut piece) {
-            Ok(0) => return Ok(None),
-            Ok(read) if is_connected(port)? => return Ok(Some(piece[..read].to_vec())),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN) => return Ok(Some(Vec::new())),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}
-
-fn is_connected(port: &OwnedFd) -> io::Result<bool> {
-    let mut fds = [PollFd::new(port, PollFlags::empty())];
-    poll(&mut fds, Some(&Timespec::default()))?;
-    Ok(!fds[0].revents().contains(PollFlags::HUP))
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -258,8 +233,6 @@ async fn news(events: &mut AsyncFd<UeventSocket>) -> io::Result<()> {
 #[derive(Debug)]
 pub struct PortStream {
     fd: AsyncFd<OwnedFd>,
-    /// To be read before anything else.
-    early: Vec<u8>,
     /// Its number, for the log.
     host: u64,
     /// Given up with the end: late answers have nowhere to go then.
@@ -291,12 +264,6 @@ impl AsyncRead for PortStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.early.is_empty() {
-            let some = this.early.len().min(buf.remaining());
-            buf.put_slice(&this.early[..some]);
-            this.early.drain(..some);
-            return Poll::Ready(Ok(()));
-        }
         while this.turn.is_some() {
             let mut ready = ready!(this.fd.poll_read_ready(cx))?;
             match rustix::io::read(ready.get_inner(), buf.initialize_unfilled()) {
@@ -404,26 +371,7 @@ mod tests {
         met.unwrap();
         assert!(port.unfinished.load(Ordering::Relaxed));
         // All was read.
-        assert_eq!(first_of_a_host(&open).unwrap(), None);
-    }
-
-    /// A host may come after the look that saw nobody.
-    #[tokio::test]
-    async fn what_a_host_sends_at_once_is_not_lost() {
-        let mut port = Port::named("x");
-        let (mut stream, host) = connection(&mut port).await;
-        let open = port.open.as_ref().unwrap();
-        assert_eq!(first_of_a_host(open).unwrap(), Some(Vec::new()));
-        rustix::io::write(&host, b"ask").unwrap();
-        stream.early = first_of_a_host(open).unwrap().unwrap();
-        rustix::io::write(&host, b" more").unwrap();
-        let mut asked = [0; 8];
-        stream.read_exact(&mut asked).await.unwrap();
-        assert_eq!(&asked, b"ask more");
-        // What one leaves behind is nobody's.
-        rustix::io::write(&host, b"left").unwrap();
-        drop(host);
-        assert_eq!(first_of_a_host(open).unwrap(), None);
+        assert_eq!(rustix::io::read(&open, &mut [0; 8]).unwrap(), 0);
     }
 
     #[tokio::test]
