@@ -195,13 +195,7 @@ impl SharePlan {
         from: &Container,
         to: &Container,
     ) -> Result<(), ShareError> {
-        let namespace = |container: &Container| {
-            let mut all = container.namespaces().into_iter();
-            let found = all.find(|(kind, _)| *kind == Namespace::Mount);
-            let found = found.map(|(_, fd)| fd);
-            found.ok_or_else(|| ShareError::NoNamespace(self.source.clone()))
-        };
-        let namespaces = [namespace(from)?, namespace(to)?];
+        let namespaces = [self.mounts_of(from)?, self.mounts_of(to)?];
         let lost = |error| self.lost(error);
         let (ours, theirs) = StdStream::pair().map_err(lost)?;
         ours.set_nonblocking(true).map_err(lost)?;
@@ -219,27 +213,37 @@ impl SharePlan {
         drop(theirs);
         // Stuck or no longer wanted, it is killed.
         let _unfinished = Unfinished::new(open_pidfd(pid).map_err(lost)?);
-        let order = ShareOrder {
-            source: self.source.clone(),
-            target: self.target.clone(),
-        };
-        let fds = [namespaces[0].as_fd(), namespaces[1].as_fd()];
-        let mut reports = spawn::Reports::new(&control);
-        let done = async {
-            spawn::send_frame(&control, &order, &fds).await?;
-            reports.next::<ShareEnd>().await
-        };
-        let end = tokio::time::timeout(PATIENCE, done).await;
+        let end = tokio::time::timeout(PATIENCE, self.order(&control, &namespaces)).await;
         let end = end.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let end = end.map_err(lost)?;
-        let end = end.ok_or_else(|| lost(io::ErrorKind::UnexpectedEof.into()))?;
-        match end.failure {
+        match end.map_err(lost)?.failure {
             None => Ok(()),
             Some(reason) => Err(ShareError::Refused {
                 path: self.source.clone(),
                 reason,
             }),
         }
+    }
+
+    fn mounts_of(&self, container: &Container) -> Result<Arc<OwnedFd>, ShareError> {
+        let mut all = container.namespaces().into_iter();
+        let found = all.find(|(kind, _)| *kind == Namespace::Mount);
+        let found = found.map(|(_, fd)| fd);
+        found.ok_or_else(|| ShareError::NoNamespace(self.source.clone()))
+    }
+
+    /// Has the helper do it, and hears how that went.
+    async fn order(
+        &self,
+        control: &UnixStream,
+        [from, to]: &[Arc<OwnedFd>; 2],
+    ) -> io::Result<ShareEnd> {
+        let order = ShareOrder {
+            source: self.source.clone(),
+            target: self.target.clone(),
+        };
+        spawn::send_frame(control, &order, &[from.as_fd(), to.as_fd()]).await?;
+        let end = spawn::Reports::new(control).next::<ShareEnd>().await?;
+        end.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     fn lost(&self, source: io::Error) -> ShareError {

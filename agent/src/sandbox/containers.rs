@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::sync::watch;
 
-use super::{CreatePlan, Sandbox, SandboxError, Slot};
+use super::{CreatePlan, DeviceRequest, Sandbox, SandboxError, Slot};
 use crate::confidential::{self, pause::PauseImage};
 use crate::container::plan::id::shorten;
 use crate::container::plan::{
@@ -54,52 +54,79 @@ impl Sandbox {
 
     async fn create_container_now(&self, plan: CreatePlan) -> Result<(), SandboxError> {
         let id = plan.container.id.clone();
-        let Reservation {
-            shared,
-            guest_hooks,
-            mut given_up,
-        } = self.reserve(&plan.container)?;
-        let created = async {
-            let (container, config) = match plan.devices {
-                Some(request) => {
-                    let root = plan.container.init.root.map(|root| root.path);
-                    self.with_devices(&id, *request, root, &mut given_up)
-                        .await?
-                }
-                None => (plan.container, plan.config),
-            };
-            let mut creation = Creation {
-                plan: container,
-                config,
-                shared,
-                guest_hooks,
-                given_up,
-            };
-            let sources = self.sources(&plan.shares, &creation).await?;
-            let storages = with_trusted_store(plan.storages, &creation.plan)?;
-            let with_storages = !storages.is_empty();
-            let created = async {
-                self.storages.acquire(storages, id.as_str()).await?;
-                self.complete(&mut creation.plan, plan.pause).await?;
-                let container = Container::create(&self.engine, creation).await?;
-                let shared = self.share(container, &plan.shares, &sources).await;
-                Ok::<_, SandboxError>(shared?)
-            };
-            let created = created.await;
-            if created.is_err() {
-                self.release(id.as_str()).await;
-                if with_storages {
-                    self.clear_bundle(&id).await;
-                }
-            }
-            created
-        };
-        let created = created.await;
+        let reservation = self.reserve(&plan.container)?;
+        let created = self.create_reserved(plan, reservation).await;
         if let Ok(container) = &created {
             self.oom.watch(container);
         }
+        let result = self.fill(&id, created);
+        self.settled.notify_waiters();
+        result
+    }
+
+    async fn create_reserved(
+        &self,
+        plan: CreatePlan,
+        reservation: Reservation,
+    ) -> Result<Arc<Container>, SandboxError> {
+        let id = plan.container.id.clone();
+        let mut creation = self
+            .creation(plan.container, plan.config, plan.devices, reservation)
+            .await?;
+        let sources = self.sources(&plan.shares, &creation).await?;
+        let storages = with_trusted_store(plan.storages, &creation.plan)?;
+        let with_storages = !storages.is_empty();
+        let created = async {
+            self.storages.acquire(storages, id.as_str()).await?;
+            self.complete(&mut creation.plan, plan.pause).await?;
+            let container = Container::create(&self.engine, creation).await?;
+            let shared = self.share(container, &plan.shares, &sources).await;
+            Ok::<_, SandboxError>(shared?)
+        };
+        let created = created.await;
+        if created.is_err() {
+            self.release(id.as_str()).await;
+            if with_storages {
+                self.clear_bundle(&id).await;
+            }
+        }
+        created
+    }
+
+    /// What it is created from, its devices among that.
+    async fn creation(
+        &self,
+        plan: ContainerPlan,
+        config: Option<String>,
+        devices: Option<Box<DeviceRequest>>,
+        reservation: Reservation,
+    ) -> Result<Creation, SandboxError> {
+        let mut given_up = reservation.given_up;
+        let (plan, config) = match devices {
+            Some(request) => {
+                let root = plan.init.root.map(|root| root.path);
+                self.with_devices(&plan.id, *request, root, &mut given_up)
+                    .await?
+            }
+            None => (plan, config),
+        };
+        Ok(Creation {
+            plan,
+            config,
+            shared: reservation.shared,
+            guest_hooks: reservation.guest_hooks,
+            given_up,
+        })
+    }
+
+    /// Puts a container in the place that was reserved for it, or gives that up.
+    fn fill(
+        &self,
+        id: &ContainerId,
+        created: Result<Arc<Container>, SandboxError>,
+    ) -> Result<(), SandboxError> {
         let mut registry = self.registry();
-        let result = match created {
+        match created {
             Ok(container) => {
                 if registry.shared.pid.is_none() {
                     registry.shared.pid = container.pid_namespace();
@@ -112,10 +139,7 @@ impl Sandbox {
                 registry.forget(id.as_str());
                 Err(error)
             }
-        };
-        drop(registry);
-        self.settled.notify_waiters();
-        result
+        }
     }
 
     /// Fills in what only the guest knows: the process of its pause image, and
