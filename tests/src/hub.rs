@@ -43,6 +43,9 @@ pub mod secrets {
 /// A disk that the hub mounts and then complains about.
 pub const BROKEN_DISK: &str = "254:13";
 
+/// A disk that takes until [`Hub::open`].
+pub const SLOW_DISK: &str = "254:14";
+
 /// What a hub was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -79,6 +82,7 @@ struct State {
     calls: Mutex<Vec<Call>>,
     called: Notify,
     open: watch::Sender<bool>,
+    mounted: watch::Sender<usize>,
 }
 
 impl Hub {
@@ -89,6 +93,7 @@ impl Hub {
             calls: Mutex::default(),
             called: Notify::new(),
             open: watch::Sender::new(false),
+            mounted: watch::Sender::new(0),
         });
         let socket = service.hub_socket();
         let _ = std::fs::remove_file(&socket);
@@ -133,6 +138,13 @@ impl Hub {
     /// Lets what is slow go on, from now on.
     pub fn open(&self) {
         self.state.open.send_replace(true);
+    }
+
+    /// Waits until it has mounted as much since its start.
+    pub async fn mounted(&self, number: usize) {
+        let mut mounted = self.state.mounted.subscribe();
+        let seen = mounted.wait_for(|mounts| *mounts >= number).await;
+        drop(seen.expect("the hub is there"));
     }
 
     /// Ends the hub, its connections too.
@@ -190,6 +202,7 @@ impl ImagePullService for State {
             "mkdir -p {bundle}/rootfs; mount --bind /run/image {bundle}/rootfs; echo '{{}}' > {bundle}/config.json"
         ))
         .await;
+        self.mounted.send_modify(|mounts| *mounts += 1);
         match &*image {
             images::BROKEN => refusal("a layer is broken"),
             _ => Ok(ImagePullResponse::new()),
@@ -204,7 +217,7 @@ impl SecureMountService for State {
         _: &TtrpcContext,
         request: SecureMountRequest,
     ) -> ttrpc::Result<SecureMountResponse> {
-        let broken = request.options.get("deviceId").map(String::as_str) == Some(BROKEN_DISK);
+        let disk = request.options.get("deviceId").cloned().unwrap_or_default();
         let place = request.mount_point.clone();
         self.note(Call::Mount {
             volume_type: request.volume_type,
@@ -212,11 +225,17 @@ impl SecureMountService for State {
             flags: request.flags,
             mount_point: request.mount_point,
         });
-        self.sh(format!("mount -t tmpfs -o mode=700 encrypted {place}"))
-            .await;
-        match broken {
-            true => refusal("the disk is broken"),
-            false => Ok(SecureMountResponse::new()),
+        if disk == SLOW_DISK {
+            self.opened().await;
+        }
+        self.sh(format!(
+            "mkdir -p {place}; mount -t tmpfs -o mode=700 encrypted {place}"
+        ))
+        .await;
+        self.mounted.send_modify(|mounts| *mounts += 1);
+        match &*disk {
+            BROKEN_DISK => refusal("the disk is broken"),
+            _ => Ok(SecureMountResponse::new()),
         }
     }
 }

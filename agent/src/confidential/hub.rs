@@ -8,13 +8,14 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use protobuf::Message;
 use protocols::confidential_data_hub::{
-    GetResourceRequest, GetResourceResponse, ImagePullRequest, ImagePullResponse,
-    SecureMountRequest, SecureMountResponse, UnsealSecretInput, UnsealSecretOutput,
+    GetResourceRequest, GetResourceResponse, ImagePullRequest, SecureMountRequest,
+    UnsealSecretInput, UnsealSecretOutput,
 };
 use tokio::net::UnixStream;
 use ttrpc::r#async::Client;
@@ -33,7 +34,7 @@ pub(super) const LARGEST_SECRET: usize = 1 << 20;
 const LONGEST_TEXT: usize = 1000;
 
 /// How much longer than its caller waits the hub may be at it.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Why the hub did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +103,38 @@ struct Settings {
     integrity: bool,
 }
 
+/// A call under way.
+pub struct Asked {
+    answer: Pin<Box<dyn Future<Output = Result<Vec<u8>, HubError>> + Send>>,
+    method: &'static str,
+    limit: Duration,
+}
+
+impl Asked {
+    /// The answer, if it comes in time. If it does not the call goes on, for
+    /// who waits for its [`end`](Self::end); dropping it is the hub's sign that
+    /// nobody does.
+    ///
+    /// # Errors
+    /// [`HubError`].
+    pub async fn in_time(&mut self) -> Result<Vec<u8>, HubError> {
+        let answer = tokio::time::timeout(self.limit, &mut self.answer).await;
+        answer.unwrap_or(Err(HubError::Late {
+            method: self.method,
+            seconds: self.limit.as_secs(),
+        }))
+    }
+
+    /// Waits until the hub has nothing to do with it any more, which is soon: it
+    /// was told how long it has.
+    pub async fn end(self) {
+        if self.answer.await.is_err() {
+            // Given up rather than done: what is under way comes to its end.
+            tokio::time::sleep(GRACE).await;
+        }
+    }
+}
+
 impl Hub {
     /// The hub at its usual place.
     #[must_use]
@@ -127,30 +160,20 @@ impl Hub {
     }
 
     /// Has an image pulled, verified and mounted on `rootfs` below `bundle`.
-    ///
-    /// # Errors
-    /// [`HubError`]; something may be mounted even then.
-    pub async fn pull_image(&self, image: &str, bundle: &Path) -> Result<(), HubError> {
+    /// Whatever the answer is, something may be mounted.
+    pub fn pull_image(&self, image: &str, bundle: &Path) -> Asked {
         let request = ImagePullRequest {
             image_url: image.to_owned(),
             bundle_path: bundle.to_string_lossy().into_owned(),
             ..Default::default()
         };
-        let answer = self.call(&PULL_IMAGE, &request, self.0.pull_patience);
-        answer.await.map(|_: ImagePullResponse| ())
+        self.ask(&PULL_IMAGE, &request, self.0.pull_patience)
     }
 
     /// Has a disk encrypted with a key that nobody keeps, a file system made on
     /// it with these options of `mkfs.ext4`, and that mounted on `place`.
-    ///
-    /// # Errors
-    /// [`HubError`]; something may be mounted even then.
-    pub async fn mount_encrypted(
-        &self,
-        (major, minor): (u32, u32),
-        mkfs: &str,
-        place: &str,
-    ) -> Result<(), HubError> {
+    /// Whatever the answer is, something may be mounted.
+    pub fn mount_encrypted(&self, (major, minor): (u32, u32), mkfs: &str, place: &str) -> Asked {
         let integrity = self.0.integrity.to_string();
         let options = [
             ("deviceId", format!("{major}:{minor}")),
@@ -168,8 +191,7 @@ impl Hub {
             mount_point: place.to_owned(),
             ..Default::default()
         };
-        let answer = self.call(&SECURE_MOUNT, &request, self.0.patience);
-        answer.await.map(|_: SecureMountResponse| ())
+        self.ask(&SECURE_MOUNT, &request, self.0.patience)
     }
 
     /// Opens a sealed secret; at most [`LARGEST_SECRET`] bytes.
@@ -203,32 +225,34 @@ impl Hub {
 
     async fn call<T: Message>(
         &self,
-        method: &Method,
+        method: &'static Method,
         request: &impl Message,
         limit: Duration,
     ) -> Result<T, HubError> {
-        let lost = |error: protobuf::Error| HubError::Lost {
-            method: method.1,
-            text: error.to_string(),
-        };
-        let payload = request.write_to_bytes().map_err(lost)?;
-        let answer = tokio::time::timeout(limit, self.ask(method, payload, limit)).await;
-        let answer = answer.unwrap_or(Err(HubError::Late {
-            method: method.1,
-            seconds: limit.as_secs(),
-        }))?;
+        let answer = self.ask(method, request, limit).in_time().await?;
         T::parse_from_bytes(&answer).map_err(|_| HubError::Answer {
             method: method.1,
             what: "not understood",
         })
     }
 
-    async fn ask(
+    fn ask(&self, method: &'static Method, request: &impl Message, limit: Duration) -> Asked {
+        let (hub, payload) = (self.clone(), request.write_to_bytes());
+        Asked {
+            answer: Box::pin(async move { hub.answer(method, payload, limit).await }),
+            method: method.1,
+            limit,
+        }
+    }
+
+    async fn answer(
         &self,
         &Method(service, method): &Method,
-        payload: Vec<u8>,
+        payload: protobuf::Result<Vec<u8>>,
         limit: Duration,
     ) -> Result<Vec<u8>, HubError> {
+        let lost = |text| HubError::Lost { method, text };
+        let payload = payload.map_err(|error| lost(error.to_string()))?;
         let stream = UnixStream::connect(&self.0.socket).await;
         let stream = stream.map_err(|source| HubError::Absent {
             socket: self.0.socket.clone(),
@@ -251,10 +275,7 @@ impl Hub {
                 method,
                 text: status.message.chars().take(LONGEST_TEXT).collect(),
             }),
-            Err(error) => Err(HubError::Lost {
-                method,
-                text: error.to_string(),
-            }),
+            Err(error) => Err(lost(error.to_string())),
         }
     }
 }
@@ -324,7 +345,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hub = hub(&dir, Duration::from_secs(5));
         assert!(!hub.is_present());
-        let error = hub.pull_image("x", Path::new("/run/b")).await.unwrap_err();
+        let error = hub.pull_image("x", Path::new("/run/b")).in_time().await;
+        let error = error.unwrap_err();
         assert!(matches!(error, HubError::Absent { .. }));
         assert!(error.to_string().contains("cdh.sock' for PullImage"));
         // A file in its place is no hub either, nor a socket that nobody listens on.

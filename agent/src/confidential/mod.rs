@@ -9,5 +9,5 @@ pub mod pause;
 mod sealed_files;
 mod secrets;
 
-pub use hub::{Hub, HubError};
+pub use hub::{Asked, Hub, HubError};
 pub use secrets::unseal;

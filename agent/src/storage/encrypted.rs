@@ -96,11 +96,10 @@ impl Action for Encrypted {
             // There is one for each address that was prepared.
             (Disk::At(_), None) => return Ok(()),
         };
-        claim_place(place, place, undo).await?;
-        let asked = environment
-            .hub
-            .mount_encrypted(number, self.mkfs, &self.place);
-        Ok(asked.await?)
+        let Environment { hub, late, .. } = environment;
+        claim_place(place, place, late, undo).await?;
+        let asked = hub.mount_encrypted(number, self.mkfs, &self.place);
+        late.expect(place, asked, undo.clone()).await
     }
 
     fn run(

@@ -127,6 +127,12 @@ pub enum StorageError {
         /// The mount point.
         path: PathBuf,
     },
+    /// The hub was asked before, and has not done with it.
+    #[error("The confidential-data-hub may still mount something at {path}")]
+    Unsettled {
+        /// The mount point.
+        path: PathBuf,
+    },
     /// The hub says that it has mounted something, and has not.
     #[error("The confidential-data-hub has mounted nothing at {path}")]
     NotMounted {

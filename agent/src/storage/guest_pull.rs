@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::hub_mount::{claim_place, expect_mounted};
 use super::mount::{make_dir, open_target};
 use super::plan::{Action, Claim, Ready};
-use super::undo::Undo;
+use super::undo::{Step, Undo};
 use super::{Driver, Environment, StorageError};
 use crate::confidential::pause::{self, PauseImage};
 
@@ -86,9 +86,13 @@ impl Action for Pulled {
         environment: &Environment,
         undo: &mut Undo,
     ) -> Result<(), StorageError> {
-        claim_place(&self.bundle, place, undo).await?;
-        let pulled = environment.hub.pull_image(&self.image, &self.bundle);
-        Ok(pulled.await?)
+        let Environment { hub, late, .. } = environment;
+        claim_place(&self.bundle, place, late, undo).await?;
+        let asked = hub.pull_image(&self.image, &self.bundle);
+        let mut undo = undo.clone();
+        // The bundle is gone by then, and the hub makes it anew.
+        undo.push(Step::RemoveFile(self.bundle.join("config.json")));
+        late.expect(place, asked, undo).await
     }
 
     fn run(

@@ -123,6 +123,7 @@ pub(crate) struct Environment {
     pub hub: Hub,
     pub children: Children,
     pub made: make::Made,
+    pub late: hub_mount::Late,
     watcher: watcher::Watcher,
 }
 

@@ -283,7 +283,7 @@ impl Storages {
     }
 }
 
-fn log_all(errors: &[StorageError]) {
+pub(super) fn log_all(errors: &[StorageError]) {
     for error in errors {
         let reason = std::error::Error::source(error);
         let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));

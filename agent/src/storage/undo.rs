@@ -17,7 +17,7 @@ use super::watchable;
 use super::watcher::Watcher;
 
 /// One effect to take back.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     /// Something was mounted there.
     Unmount(PathBuf),
@@ -36,7 +36,7 @@ pub(super) enum Step {
 }
 
 /// The effects of one storage, in the order in which they happened.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Undo(Vec<Step>);
 
 impl Undo {

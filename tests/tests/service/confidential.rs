@@ -322,6 +322,54 @@ fn an_empty_disk_becomes_an_encrypted_volume() {
     });
 }
 
+/// The undo of the request that failed came too early for that.
+#[test]
+fn what_a_hub_mounts_after_its_time_is_taken_away() {
+    service_story(async {
+        let words = "agent.image_pull_timeout=1 agent.cdh_api_timeout=1";
+        let agent = Service::start_with(words).await;
+        let (hub, inside) = (Hub::start(&agent).await, agent.inside());
+        let slow = disk_node(&inside, "254 14");
+        let node = disk_node(&inside, "254 16");
+        let volume = async |id: &str, node: &str| {
+            let c = agent.container(id).storage(encrypted(node));
+            c.sh("true").try_create().await
+        };
+        let image = async |image: &str| {
+            let c = agent.container("c2").storage(pulled("c2", image));
+            c.sh("true").try_create().await
+        };
+        let late = tokio::join!(volume("c1", &slow), image(images::SLOW));
+        let part = "did not answer SecureMount within 1 s";
+        expect_refusal(late.0.map(drop), Code::INTERNAL, part);
+        let part = "did not answer PullImage within 1 s";
+        expect_refusal(late.1.map(drop), Code::INTERNAL, part);
+        expect_only(&inside, &[]);
+        // Nobody else has the places until then.
+        let part = "may still mount something at";
+        let early = tokio::join!(volume("c3", &node), image(IMAGE));
+        expect_refusal(early.0.map(drop), Code::INTERNAL, part);
+        expect_refusal(early.1.map(drop), Code::INTERNAL, part);
+        hub.open();
+        hub.mounted(2).await;
+        let (mut volume_due, mut image_due) = (true, true);
+        while volume_due || image_due {
+            let all = tokio::join!(volume("c3", &node), image(IMAGE));
+            for (result, due) in [(all.0, &mut volume_due), (all.1, &mut image_due)] {
+                match result {
+                    Ok(c) => {
+                        c.remove().await;
+                        *due = false;
+                    }
+                    Err(refusal) => expect_refusal::<()>(Err(refusal), Code::INTERNAL, part),
+                }
+            }
+        }
+        expect_only(&inside, &[]);
+        hub.stop().await;
+    });
+}
+
 #[test]
 fn pulled_images_lie_in_the_trusted_store() {
     service_story(async {
