@@ -64,7 +64,9 @@ impl Vm {
             early = &mut stop => panic!("Nothing was lost: {early:?}"),
             () = &mut plug => {}
         }
-        stop.await.ok().parse().expect("a number")
+        let lost = stop.await.ok().parse().expect("a number");
+        assert!(lost > 0, "the agent has closed its socket");
+        lost
     }
 }
 

@@ -60,7 +60,7 @@ fn a_flood_drowns_nobody_and_what_is_lost_is_found() {
         expect_refusal(refused, Code::INTERNAL, "did not appear within 15 s");
         flood.kill_and_remove().await;
         let sent = sent(&probe).await - before;
-        assert!(sent > 1000, "{sent} messages are no flood");
+        assert!(sent > 300, "{sent} messages are no flood");
 
         // The next disk is there, and nobody was told.
         let other = vm.another_connection().await;
