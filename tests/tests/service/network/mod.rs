@@ -24,7 +24,7 @@ fn link(agent: &Service, name: &str) {
     ));
 }
 
-/// The answer to a call, during which others have to be served.
+/// The answer to a call, or to several, that takes so long that others have to be served meanwhile.
 async fn meanwhile<T>(agent: &Service, call: impl Future<Output = T>) -> T {
     let other = agent.another_connection().await;
     tokio::pin!(call);

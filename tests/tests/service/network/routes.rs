@@ -192,11 +192,11 @@ fn routes_that_no_answer_holds_are_refused() {
                  seq 9999 | sed \"s/.*/$route/\" | ip -6 -batch -
              done"
         ));
-        let list = meanwhile(&agent, agent.all_routes()).await;
+        let list = agent.all_routes().await;
         expect_refusal(list, Code::RESOURCE_EXHAUSTED, "than an answer holds");
         let before = agent.sh("ip route; ip -6 route");
         let wanted = || vec![route("fd08::/64", router, name)];
-        let result = meanwhile(&agent, agent.try_routes(wanted())).await;
+        let result = agent.try_routes(wanted()).await;
         expect_refusal(result, Code::RESOURCE_EXHAUSTED, "than an answer holds");
         assert!(
             agent.sh("ip route; ip -6 route") == before,
