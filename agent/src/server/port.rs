@@ -170,19 +170,10 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// Opens the port, when it is there.
 async fn find(name: &str) -> io::Result<OwnedFd> {
-    if let Some(node) = node_of(name, Path::new(PORTS), Path::new(DEV))
-        && let Ok(port) = open(&node)
-    {
-        log::info!("listening on virtio-serial port {name}");
-        return Ok(port);
-    }
-    log::warn!("There is no virtio-serial port '{name}' yet");
-    let mut events = watch_for(
-        UeventSocket::open().map_err(io::Error::other)?,
-        Interest::READABLE,
-    )?;
+    // Subscribed first: what comes after a look is told.
+    let events = UeventSocket::open().map_err(io::Error::other)?;
+    let mut events = watch_for(events, Interest::READABLE)?;
     loop {
-        // Subscribed: what comes after this look is told.
         match node_of(name, Path::new(PORTS), Path::new(DEV)).map(|node| open(&node)) {
             Some(Ok(port)) => {
                 log::info!("listening on virtio-serial port {name}");
@@ -190,9 +181,13 @@ async fn find(name: &str) -> io::Result<OwnedFd> {
             }
             Some(Err(error)) => {
                 log::warn!("The virtio-serial port '{name}' cannot be opened: {error}");
+                // Nobody tells when another process lets go of it.
                 tokio::time::sleep(RETRY).await;
             }
-            None => news(&mut events).await?,
+            None => {
+                log::warn!("There is no virtio-serial port '{name}' yet");
+                news(&mut events).await?;
+            }
         }
     }
 }
@@ -378,9 +373,9 @@ mod tests {
     async fn one_host_at_a_time() {
         let mut port = Port::named("x");
         let (stream, _host) = connection(&mut port).await;
-        let accept = port.accept();
-        tokio::pin!(accept);
-        assert!(futures::poll!(&mut accept).is_pending());
+        let moment = Duration::from_millis(300);
+        let second = tokio::time::timeout(moment, port.accept()).await;
+        assert!(second.is_err(), "there were two");
         drop(stream);
     }
 
