@@ -7,14 +7,19 @@ use tests::{Code, Service, expect_refusal, service_story};
 
 use super::{A, B, has, has_not, link, meanwhile};
 
+/// An agent with one interface that has an address of each family.
+async fn with_eth0() -> Service {
+    let agent = Service::start().await;
+    link(&agent, "a");
+    let wanted = interface("eth0", A, &["10.0.0.2/24", "fd00::2/64"]);
+    agent.interface(wanted).await;
+    agent
+}
+
 #[test]
 fn routes_of_both_families() {
     service_story(async {
-        let agent = Service::start().await;
-        link(&agent, "a");
-        agent
-            .interface(interface("eth0", A, &["10.0.0.2/24", "fd00::2/64"]))
-            .await;
+        let agent = with_eth0().await;
         // Routers before the routes that lead to them, as no host should send them.
         let mut sized = route("10.9.0.0/16", "10.0.0.1", "eth0");
         (sized.mtu, sized.source) = (1400, "10.0.0.2/32".to_owned());
@@ -84,11 +89,7 @@ fn routes_of_both_families() {
 #[test]
 fn a_refused_route_leaves_none_behind() {
     service_story(async {
-        let agent = Service::start().await;
-        link(&agent, "a");
-        agent
-            .interface(interface("eth0", A, &["10.0.0.2/24", "fd00::2/64"]))
-            .await;
+        let agent = with_eth0().await;
         let mut sized = route("10.8.0.0/16", "10.0.0.1", "eth0");
         sized.mtu = 1400;
         agent
@@ -117,11 +118,7 @@ fn a_refused_route_leaves_none_behind() {
 #[test]
 fn neighbours_of_both_families() {
     service_story(async {
-        let agent = Service::start().await;
-        link(&agent, "a");
-        agent
-            .interface(interface("eth0", A, &["10.0.0.2/24", "fd00::2/64"]))
-            .await;
+        let agent = with_eth0().await;
         let both = |mac| {
             vec![
                 neighbour("10.0.0.7", mac, "eth0"),
